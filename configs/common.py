@@ -1,0 +1,112 @@
+"""What all configurations share: every field, its unit and the reference's value.
+
+A data set's own file states only what differs. Values are those of the published OTSeg models
+(batch 16, AdamW, 100 × focal + dice); fields marked "any value, same result" may be changed when a
+run is resumed.
+"""
+
+import ml_collections
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
+
+TEMPLATES_6 = (
+    "a photo of a {}.",
+    "a portrait of a {}.",
+    "a part of a {}.",
+    "a segment of a {}.",
+    "a photo of small {}.",
+    "a photo of medium {}.",
+)
+TEMPLATES_8 = (*TEMPLATES_6, "a photo of large {}.", "a background of a {}.")
+
+
+def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
+    """Configuration with the values that the data sets share.
+
+    Args:
+        regime: "inductive", "transductive" or "supervised".
+        steps: length of the inductive and the supervised schedule; the transductive one starts from
+            its half and is half as long.
+    """
+    return ml_collections.ConfigDict(
+        {
+            "regime": regime,  # inductive | transductive | supervised
+            "seed": 0,  # of initial weights, dropout, augmentation and order
+            "dtype": "float32",  # of matrix products: float32 | bfloat16
+            "init_from": "",  # workdir whose trained weights to start from
+            "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
+            "mesh": {
+                "data": -1,  # devices that share a batch; -1: all the rest (any value, same result)
+                "model": 1,  # devices that share one frozen tower (any value, same result)
+            },
+            "clip": {
+                "source": "openai/clip-vit-base-patch16",  # HF directory, hub name, or "random"
+                # sizes of the untrained towers of source="random": ViT-B/16
+                "random": {
+                    "patch_size": 16,  # pixels
+                    "embed_dim": 512,  # channels shared by image and text
+                    "vision": {"width": 768, "layers": 12, "heads": 12, "mlp_width": 3072},
+                    "text": {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048},
+                },
+            },
+            "text": {
+                "templates": TEMPLATES_8,  # one prompt per class each
+                "embeddings": "",  # .npy f32[k, n, c] in place of the text tower
+                "cache": "~/.cache/otseg_jax/text",  # folder of embedded vocabularies; "": none
+            },
+            "model": {
+                "decoder": "mpsa",  # mpsa (OTSeg) | cross_attention (ZegCLIP, first template only)
+                "decoder_layers": 3,
+                "decoder_heads": 8,  # of cross_attention; MPSA has one
+                "prompt_tokens": 10,  # visual prompts per block
+                "prompt_blocks": 0,  # blocks with prompts of their own; 0: all
+                "dropout": 0.1,  # rate in [0, 1)
+                "epsilon": 0.05,  # weight of the entropy in Sinkhorn
+                "iterations": 100,  # Sinkhorn updates
+                "remat": False,  # recompute blocks in the backward pass (any value, same result)
+            },
+            "data": {
+                "dataset": "",  # voc12 | pascal_context | coco_stuff | ade20k | folder | shapes
+                "root": "",  # folder of the data set (any value, same result)
+                "augmented": True,  # VOC: add the images of aug.txt
+                "raw_ids": False,  # COCO-Stuff: convert raw ids while reading
+                "crop": 512,  # pixels, side of a training crop and of a window
+                "scale": (2048, 512),  # pixels, (long, short) side before the random ratio
+                "ratio": (0.5, 2.0),  # random factor of the scale
+                "max_class_fraction": 0.75,  # of a crop's labelled pixels
+                "mean": IMAGENET[0],  # 0..255
+                "std": IMAGENET[1],  # 0..255
+                "threads": 2,  # readers (any value, same result)
+                "buffer": 4,  # examples read ahead (any value, same result)
+            },
+            "train": {
+                "steps": steps // 2 if regime == "transductive" else steps,
+                "batch_size": 16,  # images a step, over all devices
+                "accumulate": 1,  # parts that a batch is worked through in
+                "learning_rate": 2e-4,  # peak
+                "end_learning_rate": 1e-6,
+                "power": 0.9,  # of the polynomial decay
+                "warmup": 1500,  # steps
+                "warmup_ratio": 1e-6,  # first rate over peak
+                "weight_decay": 0.01,
+                "focal_weight": 100.0,
+                "dice_weight": 1.0,
+                "log_every": 50,  # steps (any value, same result)
+                "eval_every": 2000,  # steps, 0: only at the end (any value, same result)
+                "eval_images": 500,  # of the validation split while training; 0: all
+                "checkpoint_every": 1000,  # steps (any value, same result)
+            },
+            "eval": {
+                "batch_size": 8,  # windows at a time
+                "scale": (2048, 512),  # pixels, (long, short) side
+                "stride": 426,  # pixels between windows
+                # subtracted from the scores of seen classes; None: 0.1 if inductive, else 0
+                "seen_offset": ml_collections.config_dict.placeholder(float),
+                "mps_weight": 0.5,  # of the MPS path in OTSeg+
+                "checkpoint": "latest",  # latest | best | a step
+                "images": 0,  # of the validation split; 0: all
+                "save_predictions": False,  # palette PNGs in workdir/predictions
+            },
+        }
+    )

@@ -1,0 +1,17 @@
+"""Your own data: photos, label maps and a class list in one folder.
+
+    python -m otseg_jax.main --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
+
+my_data holds images/{train,val}/*.jpg (or .png), labels/{train,val}/*.png with class ids 0..K-1 and
+255 where nothing is labelled, and classes.csv: the header `name,split`, then one line per class in
+the order of the ids, split being `seen` or `unseen`.
+"""
+
+from configs import common
+
+
+def get_config(regime: str = "inductive"):
+    """Configuration of one regime: inductive, transductive or supervised."""
+    config = common.defaults(regime, steps=20_000)
+    config.data.dataset = "folder"
+    return config.lock()

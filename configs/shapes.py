@@ -1,0 +1,36 @@
+"""The built-in world of shapes: 20 classes such as "striped red disc", 5 of them unseen.
+
+    python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
+
+Nothing is downloaded: images are drawn from a seed, and the CLIP is a small one with random weights.
+It has never seen a picture or a word, so expect the machinery to run and unseen classes to stay at
+chance.
+"""
+
+from configs import common
+
+
+def get_config(regime: str = "inductive"):
+    """Configuration of one regime: inductive, transductive or supervised."""
+    config = common.defaults(regime, steps=400)
+    config.data.dataset = "shapes"
+    config.data.crop = 96
+    config.data.scale = (96, 96)
+    config.data.ratio = (1.0, 1.5)
+    config.data.images = {"train": 2000, "val": 100}  # drawn from the seed
+    config.text.templates = common.TEMPLATES_6
+    config.clip.source = "random"
+    config.clip.random.patch_size = 8
+    config.clip.random.embed_dim = 128
+    config.clip.random.vision = {"width": 192, "layers": 4, "heads": 4, "mlp_width": 768}
+    config.clip.random.text = {"width": 128, "layers": 2, "heads": 4, "mlp_width": 512}
+    config.train.batch_size = 8
+    config.train.learning_rate = 1e-3
+    config.train.warmup = 50
+    config.train.log_every = 10
+    config.train.eval_every = 200
+    config.train.eval_images = 40
+    config.train.checkpoint_every = 100
+    config.eval.scale = (96, 96)
+    config.eval.stride = 64
+    return config.lock()

@@ -1,0 +1,145 @@
+"""Batches from a data set with Grain: shuffled, augmented, shared between processes, resumable.
+
+What comes out depends on the seed and the number of batches consumed, nothing else: not on the
+number of processes, threads or buffered batches. So a run is resumed by `start`, without a state
+to save, and may go on with another number of processes.
+
+Arrays: batches hold image f32[b, h, w, 3], normalised, and label u8[b, h, w]; b is one process's
+share of the global batch. Evaluation examples keep their own sizes and are not batched.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import grain
+import jax
+import numpy as np
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by index: `folders.Folder`, `shapes.Shapes`, a TFDS data source, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+def train_batches(
+    source: Source,
+    transform: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]],
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    buffer: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Shuffle, augment and batch without end, each epoch in another order.
+
+    Every image occurs once in each len(source) consecutive examples; a batch may cross epochs.
+
+    Args:
+      source: the examples, read by several threads at a time.
+      transform: example and generator to arrays of equal shapes. The generator is seeded by `seed`
+        and the position in the global stream.
+      batch_size: of all processes together.
+      seed: of order and augmentation.
+      start: batches that were consumed before; none of them is read.
+      process_index: which share of each global batch, 0..process_count-1.
+      process_count: number of shares.
+      threads: that read and transform; 0 works in the caller's thread.
+      buffer: finished batches to keep ahead.
+
+    Returns:
+      An iterator over this process's shares, b = batch_size / process_count: image
+      f32[b, h, w, 3], label u8[b, h, w]. An error of the source or the transform is raised by
+      `next` with its own type and message.
+
+    Raises:
+      ValueError: an empty source, or a batch that cannot be shared equally.
+    """
+    _check(source, process_index, process_count)
+    problems = []
+    if batch_size < 1 or batch_size % process_count:
+        problems.append(
+            f"batch_size {batch_size} is not a positive multiple of the {process_count} processes"
+        )
+    if start < 0:
+        problems.append(f"start {start} is negative")
+    if problems:
+        raise ValueError("train_batches: " + "; ".join(problems))
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    # Before the slice, so that processes draw different numbers, the same as a single one would.
+    dataset = dataset.random_map(transform).repeat()[process_index::process_count]
+    batches = dataset.batch(batch_size // process_count, drop_remainder=True)[start:]
+    return _iterate(batches, threads, buffer)
+
+
+def eval_examples(
+    source: Source,
+    transform: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    buffer: int = 4,
+) -> Iterator[dict[str, Any]]:
+    """Go once through a data set in its own order.
+
+    Args:
+      source: the examples, read by several threads at a time.
+      transform: example to what the caller wants of it, such as image f32[h, w, 3], label u8[H, W]
+        and name; nothing is stacked.
+      process_index: takes examples process_index, process_index + process_count, ...
+      process_count: number of shares; they differ by one where it does not divide the number of
+        examples, nothing is dropped or repeated.
+      threads: that read and transform; 0 works in the caller's thread.
+      buffer: finished examples to keep ahead.
+
+    Returns:
+      An iterator over this process's examples. An error of the source or the transform is raised by
+      `next` with its own type and message.
+
+    Raises:
+      ValueError: an empty source, or a share that does not exist.
+    """
+    _check(source, process_index, process_count)
+    dataset = grain.MapDataset.source(source).map(transform)[process_index::process_count]
+    return _iterate(dataset, threads, buffer)
+
+
+def put(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+    """Place this process's share of a batch on its devices.
+
+    Args:
+      batch: arrays [b, ...], b of this process.
+      sharding: of the global arrays [b · processes, ...].
+
+    Returns:
+      Global arrays of the same names; the copy may still be under way.
+    """
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def _check(source: Source, process_index: int, process_count: int) -> None:
+    problems = []
+    if not len(source):
+        problems.append("the data set is empty")
+    if not 0 <= process_index < process_count:
+        problems.append(f"process {process_index} of {process_count} does not exist")
+    if problems:
+        raise ValueError("pipeline: " + "; ".join(problems))
+
+
+def _iterate(dataset: grain.MapDataset, threads: int, buffer: int) -> Iterator[dict[str, Any]]:
+    # OpenCV would start threads of its own in each of ours.
+    cv2.setNumThreads(0)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,282 @@
+"""Augment and normalise examples as mmsegmentation does, every draw from an explicit generator.
+
+Arrays: image u8[h, w, 3], RGB in 0..255, until `normalise` makes it f32[h, w, 3], about -2..3;
+label u8[h, w], class id 0..K-1, or 255 (ignored). Resizing and HSV go through OpenCV because
+published models were trained on its pixels: bilinear with half-pixel centres and no antialiasing
+for images, nearest for labels. A `scale` is (long, short) in pixels: the sides that an image is
+made to fit. `mean` and `std` are per channel, red first, in units of 0..255.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from otseg_jax.data.classes import IGNORE
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""(!) VOC, Context and COCO-Stuff were trained with ImageNet's statistics although CLIP was not."""
+
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+"""CLIP's own statistics, used for ADE20K."""
+
+Scale = tuple[int | float, int | float]
+"""(long, short) in pixels."""
+
+
+def for_train(
+    example: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    crop: int,
+    scale: Scale,
+    ratio: tuple[float, float] = (0.5, 2.0),
+    max_class_fraction: float = 0.75,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Resize by a random ratio, crop, flip, distort colours, normalise, pad.
+
+    Args:
+      example: image u8[h, w, 3] and label u8[h, w]; other entries are dropped.
+      rng: source of every draw.
+      crop: side of the result, pixels.
+      scale: (long, short) that a ratio of 1 fits the image into, pixels.
+      ratio: bounds of the factor on `scale`, drawn uniformly.
+      max_class_fraction: a crop that one class fills to this fraction is drawn again.
+      mean: per channel, 0..255.
+      std: per channel, 0..255.
+
+    Returns:
+      image f32[crop, crop, 3], 0 where padded, and label u8[crop, crop], 255 where padded.
+
+    Source: specification of the authors' program (mmsegmentation 0.x training pipeline).
+    """
+    factor = rng.uniform(*ratio)
+    drawn = (int(scale[0] * factor), int(scale[1] * factor))
+    image, label = resize(example["image"], example["label"], scale=drawn)
+    image, label = random_crop(image, label, rng, size=crop, max_class_fraction=max_class_fraction)
+    image, label = flip(image, label, rng)
+    image = photometric(image, rng)
+    # Padding follows normalising, so that it is 0 to the network: the mean colour, not black.
+    image, label = pad(normalise(image, mean=mean, std=std), label, size=crop)
+    return {"image": image, "label": label}
+
+
+def for_eval(
+    image: UInt8[np.ndarray, "h w 3"],
+    *,
+    scale: Scale,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float32[np.ndarray, "H W 3"]:
+    """Fit a photo into a scale and normalise it.
+
+    Args:
+      image: u8[h, w, 3], RGB.
+      scale: (long, short), pixels; (math.inf, short) fixes the short side alone.
+      mean: per channel, 0..255.
+      std: per channel, 0..255.
+
+    Returns:
+      f32[H, W, 3], normalised.
+    """
+    height, width = fit(*image.shape[:2], scale=scale)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return normalise(resized, mean=mean, std=std)
+
+
+def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:
+    """The largest size of the same shape within a scale.
+
+    factor = min(long / max(h, w), short / min(h, w)); new = floor(factor · old + ½), at least 1
+
+    Args:
+      height: pixels.
+      width: pixels.
+      scale: (long, short), pixels, in either order.
+
+    Returns:
+      The new (height, width).
+
+    Example:
+      >>> fit(375, 500, scale=(2048, 512)), fit(100, 500, scale=(2048, 512))
+      ((512, 683), (410, 2048))
+
+    Source: mmcv `rescale_size`.
+    """
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def resize(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    *,
+    scale: Scale,
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    """Fit an image (bilinear) and its label (nearest) into a scale.
+
+    Args:
+      image: u8[h, w, 3].
+      label: u8[h, w].
+      scale: (long, short), pixels.
+
+    Returns:
+      image u8[H, W, 3] and label u8[H, W], of the size that `fit` gives.
+    """
+    height, width = fit(*label.shape, scale=scale)
+    return (
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST),
+    )
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+    *,
+    size: int,
+    max_class_fraction: float = 1.0,
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    """Cut a square at random, again up to 10 times while one class dominates it.
+
+    Args:
+      image: u8[h, w, 3].
+      label: u8[h, w].
+      rng: source of the offsets.
+      size: side of the square, pixels; a shorter side of the image is kept whole.
+      max_class_fraction: the share of the non-ignored pixels that no class may reach; 1 accepts the
+        first crop.
+
+    Returns:
+      image u8[H, W, 3] and label u8[H, W] with H, W <= size.
+    """
+    spare = [max(side - size, 0) for side in label.shape]
+    for attempt in range(11):
+        y, x = (int(rng.integers(s + 1)) for s in spare)
+        window = slice(y, y + size), slice(x, x + size)
+        if max_class_fraction >= 1 or attempt == 10:
+            break
+        counts = np.bincount(label[window].ravel(), minlength=256)[:IGNORE]
+        # (!) A crop of one class, or all ignored, is drawn again too: its share is not below.
+        if counts.max() < max_class_fraction * counts.sum():
+            break
+    return image[window], label[window]
+
+
+def flip(
+    image: UInt8[np.ndarray, "h w 3"],
+    label: UInt8[np.ndarray, "h w"],
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """Mirror left and right with probability ½.
+
+    Args:
+      image: u8[h, w, 3].
+      label: u8[h, w].
+      rng: source of the decision.
+
+    Returns:
+      image u8[h, w, 3] and label u8[h, w].
+    """
+    if rng.random() < 0.5:
+        return cv2.flip(image, 1), cv2.flip(label, 1)
+    return image, label
+
+
+def photometric(
+    image: UInt8[np.ndarray, "h w 3"],
+    rng: np.random.Generator,
+    *,
+    brightness: float = 32.0,
+    contrast: tuple[float, float] = (0.5, 1.5),
+    saturation: tuple[float, float] = (0.5, 1.5),
+    hue: int = 18,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Distort brightness, contrast, saturation and hue, each with probability ½.
+
+    Contrast comes second or last, at random. Every step rounds down to 8 bits.
+
+    Args:
+      image: u8[h, w, 3], RGB.
+      rng: source of every draw.
+      brightness: largest shift up or down, 0..255.
+      contrast: bounds of the factor on all channels.
+      saturation: bounds of the factor on saturation.
+      hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1.
+
+    Returns:
+      u8[h, w, 3], RGB.
+
+    Source: mmsegmentation `PhotoMetricDistortion`.
+    """
+
+    bright, contrasted, contrast_first, saturated, turned = rng.random(5) < 0.5
+    if bright:
+        image = _affine(image, 1.0, rng.uniform(-brightness, brightness))
+    if contrasted and contrast_first:
+        image = _affine(image, rng.uniform(*contrast), 0.0)
+    # Two trips through HSV where both are chosen: the reference rounds to 8 bits in between.
+    if saturated:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(*saturation), 0.0)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if turned:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        # (!) A step of 8-bit hue is 2°: the reference's 18 steps turn colours by up to 36°.
+        hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-hue, hue)) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if contrasted and not contrast_first:
+        image = _affine(image, rng.uniform(*contrast), 0.0)
+    return image
+
+
+def normalise(
+    image: UInt8[np.ndarray, "h w 3"], *, mean: Sequence[float], std: Sequence[float]
+) -> Float32[np.ndarray, "h w 3"]:
+    """(image - mean) / std per channel.
+
+    Args:
+      image: u8[h, w, 3], RGB.
+      mean: per channel, 0..255.
+      std: per channel, 0..255.
+
+    Returns:
+      f32[h, w, 3].
+
+    Example:
+      >>> normalise(np.full((1, 1, 3), 255, np.uint8), mean=(127.5,) * 3, std=(127.5,) * 3)
+      array([[[1., 1., 1.]]], dtype=float32)
+    """
+    table = (np.arange(256)[:, None] - np.asarray(mean)) / np.asarray(std)
+    return cv2.LUT(image, table.astype(np.float32)[None])
+
+
+def pad(
+    image: Float32[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], *, size: int
+) -> tuple[Float32[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
+    """Extend below and to the right to a square.
+
+    Args:
+      image: f32[h, w, 3], h and w at most `size`.
+      label: u8[h, w].
+      size: side of the square, pixels.
+
+    Returns:
+      image f32[size, size, 3] with 0 added, and label u8[size, size] with 255 added.
+    """
+    height, width = label.shape
+    below = ((0, size - height), (0, size - width))
+    return np.pad(image, (*below, (0, 0))), np.pad(label, below, constant_values=IGNORE)
+
+
+def _affine(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    """clip(factor · image + shift) to 0..255, rounded down, through a table of the 256 values."""
+    table = np.clip(np.arange(256, dtype=np.float32) * factor + shift, 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)

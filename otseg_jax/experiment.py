@@ -1,0 +1,365 @@
+"""From a configuration to the parts of an experiment: data, text, model, mesh.
+
+A ConfigDict comes in; plain arrays and dataclasses go out. Text is f32[K, n, c] over all K classes
+of the vocabulary, whatever the regime trains on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from otseg_jax import optim, regimes, sharding, text
+from otseg_jax.data import classes, folders, shapes
+from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
+from otseg_jax.models.otseg import OTSeg
+from otseg_jax.weights import hugging_face, table
+
+Source = folders.Folder | shapes.Shapes
+
+# Fields that do not change what is learned: a run may be resumed with other values. Of `clip.source`
+# and `text.embeddings` the content counts, not the path; their fingerprints are compared instead.
+FREE = (
+    *("mesh.", "eval.", "clip.source", "text.embeddings", "text.cache", "init_", "model.remat"),
+    *("data.root", "data.threads", "data.buffer"),
+    *("train.log_every", "train.eval_every", "train.eval_images", "train.checkpoint_every"),
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What training and evaluation work on.
+
+    Attributes:
+        vocabulary: classes of the data set.
+        regime: how they are trained.
+        mesh: devices.
+        graphdef: structure of the model, to be merged with `trainable` and `frozen`.
+        trainable: initial state of what learns, whole on every device.
+        frozen: state of the CLIP tower, its large leaves split over the mesh's `model` axis.
+        text: f32[K, n, c], unit length, whole on every device.
+        meta: JSON description that goes into every checkpoint.
+    """
+
+    vocabulary: classes.Vocabulary
+    regime: regimes.Regime
+    mesh: Mesh
+    graphdef: Any
+    trainable: Any
+    frozen: Any
+    text: Float[Array, "k n c"]
+    meta: dict[str, Any]
+
+
+def open_split(config: ml_collections.ConfigDict, split: str) -> Source:
+    """Index one split of the data set that `config.data` names.
+
+    Args:
+        config: `data.dataset`, and `data.root` where the data set lies in a folder.
+        split: "train" or "val".
+
+    Returns:
+        A source of examples {"image", "label", "name"} with a vocabulary.
+
+    Raises:
+        FileNotFoundError, ValueError: as `folders.index` and `Shapes`.
+    """
+    data = config.data
+    if data.dataset == "shapes":
+        return shapes.Shapes(split, size=data.images[split], image_size=data.crop, seed=config.seed)
+    if not data.root:
+        raise ValueError(
+            f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"
+        )
+    return folders.index(
+        data.dataset, data.root, split, augmented=data.augmented, raw_ids=data.raw_ids
+    )
+
+
+def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) -> Experiment:
+    """Build everything but the data.
+
+    Args:
+        config: as in `configs/common.py`.
+        vocabulary: classes of the data set.
+
+    Returns:
+        The experiment, its arrays on the devices of the mesh.
+
+    Raises:
+        FileNotFoundError, ValueError: fields that do not fit together (all in one message), CLIP
+            weights or text embeddings that are missing or of another shape.
+    """
+    mesh = sharding.make_mesh(data=config.mesh.data, model=config.mesh.model)
+    _check(config, mesh)
+    regime = regimes.resolve(
+        config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
+    )
+    clip = _random_clip(config) if config.clip.source == "random" else _pretrained_clip(config)
+    if config.data.crop % clip.vision_config.patch_size:
+        raise ValueError(
+            f"data.crop={config.data.crop} is not a multiple of the tower's patch, "
+            f"{clip.vision_config.patch_size} pixels"
+        )
+    templates = tuple(config.text.templates)
+    if config.model.decoder == "cross_attention":
+        templates = templates[:1]  # ZegCLIP describes a class by one prompt
+    embeddings, text_fingerprint = _embed_vocabulary(config, vocabulary, templates, clip)
+    graphdef, trainable, frozen = _build(config, clip, mesh)
+    meta = {
+        "config": json.loads(json.dumps(config.to_dict())),
+        "classes": list(vocabulary.names),
+        "unseen": list(vocabulary.unseen),
+        "templates": list(templates),
+        "vocabulary_hash": text.vocabulary_hash(vocabulary.names, templates, text_fingerprint),
+        "clip_fingerprint": clip.fingerprint,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }
+    return Experiment(
+        vocabulary=vocabulary,
+        regime=regime,
+        mesh=mesh,
+        graphdef=graphdef,
+        trainable=trainable,
+        frozen=frozen,
+        text=jax.device_put(jnp.asarray(embeddings), sharding.replicated(mesh)),
+        meta=meta,
+    )
+
+
+def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
+    """Refuse to go on with a run that another configuration began.
+
+    Args:
+        saved: description in the run's checkpoint.
+        meta: description of this experiment.
+        where: the workdir, for the message.
+
+    Raises:
+        ValueError: every field that differs, except those of `FREE`.
+    """
+    theirs, ours = _leaves(saved["config"]), _leaves(meta["config"])
+    problems = [
+        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
+    ]
+    if problems:
+        raise ValueError(
+            f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
+            "flags to resume it, or choose another --workdir"
+        )
+    check_same_model(saved, meta, where=where)
+
+
+def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a checkpoint that was trained with another CLIP or other text embeddings.
+
+    Where the class names differ it is another data set, and its embeddings are no concern here.
+
+    Args:
+        saved: description in the checkpoint.
+        meta: description of this experiment.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: what differs.
+    """
+    problems = []
+    if saved["clip_fingerprint"] != meta["clip_fingerprint"]:
+        problems.append(
+            "its CLIP weights are not those of --config.clip.source="
+            f"{meta['config']['clip']['source']} (it was trained with "
+            f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
+        )
+    same_classes = saved["classes"] == meta["classes"]
+    if same_classes and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
+        problems.append(
+            "its text embeddings are not these: the vocabulary hash is "
+            f"{saved['vocabulary_hash'][:12]} there and {meta['vocabulary_hash'][:12]} here; check "
+            "--config.text.templates, --config.text.embeddings and --config.clip.source"
+        )
+    if problems:
+        raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
+
+
+def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
+    """Take over, in place, what decides how trained weights are to be run.
+
+    Args:
+        config: of an evaluation; its own `model`, `regime`, `data.crop`, `data.mean` and `data.std`
+            give way, and every change is announced.
+        saved: description in the checkpoint.
+    """
+    theirs, ours = _leaves(saved["config"]), _leaves(config.to_dict())
+    for name, value in theirs.items():
+        if not name.startswith(("model.", "regime", "data.crop", "data.mean", "data.std")):
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if ours.get(name) != value:
+            logging.info("%s=%s, as the checkpoint was trained with", name, value)
+            config.update_from_flattened_dict({name: value})
+
+
+def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    train, devices = config.train, mesh.shape["data"]
+    parts = train.accumulate * devices
+    problems = [
+        f"{name}={value}: wanted at least {least}"
+        for name, value, least in (
+            ("train.steps", train.steps, 1),
+            ("train.batch_size", train.batch_size, 1),
+            ("train.accumulate", train.accumulate, 1),
+            ("train.log_every", train.log_every, 1),
+            ("train.checkpoint_every", train.checkpoint_every, 1),
+            ("eval.batch_size", config.eval.batch_size, 1),
+            ("data.threads", config.data.threads, 1),
+            ("text.templates", len(config.text.templates), 1),
+        )
+        if value < least
+    ]
+    if not problems and train.batch_size % parts:
+        problems.append(
+            f"train.batch_size={train.batch_size} is not a multiple of train.accumulate × "
+            f"mesh.data = {train.accumulate} × {devices}"
+        )
+    if not problems and config.eval.batch_size % devices:
+        problems.append(
+            f"eval.batch_size={config.eval.batch_size} is not a multiple of mesh.data = {devices}"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        problems.append(f"dtype={config.dtype!r}: choose float32 or bfloat16")
+    if problems:
+        raise ValueError("config: " + "; ".join(problems))
+
+
+class _Clip(NamedTuple):
+    vision_config: VisionConfig
+    vision: dict[str, np.ndarray] | None  # None: drawn with the rest of the model
+    fingerprint: str
+    text_fingerprint: str
+    make_text_tower: Callable[[], TextTower]
+    tokenizer: Callable[[list[str]], np.ndarray]
+
+
+def _random_clip(config: ml_collections.ConfigDict) -> _Clip:
+    sizes = config.clip.random
+    logging.warning(
+        "CLIP IS RANDOM: neither tower has ever seen a picture or a word, so scores on unseen "
+        "classes mean nothing. Set --config.clip.source to a CLIP directory or hub name."
+    )
+    vision = VisionConfig(
+        image_size=config.data.crop,
+        patch_size=sizes.patch_size,
+        embed_dim=sizes.embed_dim,
+        **sizes.vision,
+    )
+    text_config = TextConfig(
+        vocab_size=text.BYTE_VOCABULARY,
+        context_length=77,
+        embed_dim=sizes.embed_dim,
+        **sizes.text,
+    )
+
+    def fingerprint(*parts: Any) -> str:
+        return hashlib.sha256(repr(("random", config.seed, *parts)).encode()).hexdigest()
+
+    return _Clip(
+        vision_config=vision,
+        vision=None,
+        fingerprint=fingerprint(vision, text_config),
+        text_fingerprint=fingerprint(text_config),
+        make_text_tower=lambda: TextTower(text_config, rngs=nnx.Rngs(config.seed)),
+        tokenizer=partial(text.tokenise_bytes, context_length=text_config.context_length),
+    )
+
+
+def _pretrained_clip(config: ml_collections.ConfigDict) -> _Clip:
+    clip = hugging_face.load(config.clip.source, image_size=config.data.crop)
+
+    def make_text_tower() -> TextTower:
+        abstract = nnx.eval_shape(lambda: TextTower(clip.text_config, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(abstract)
+        return nnx.merge(graphdef, table.assign(state, clip.text))
+
+    return _Clip(
+        vision_config=clip.vision_config,
+        vision=clip.vision,
+        fingerprint=clip.fingerprint,
+        text_fingerprint=clip.text_fingerprint,
+        make_text_tower=make_text_tower,
+        tokenizer=lambda texts: text.tokenise(
+            texts, config.clip.source, context_length=clip.text_config.context_length
+        ),
+    )
+
+
+def _embed_vocabulary(
+    config: ml_collections.ConfigDict,
+    vocabulary: classes.Vocabulary,
+    templates: tuple[str, ...],
+    clip: _Clip,
+) -> tuple[np.ndarray, str]:
+    """Text embeddings f32[K, n, c], and a fingerprint of what made them."""
+    if config.text.embeddings:
+        embeddings = text.read_embeddings(
+            config.text.embeddings,
+            classes=len(vocabulary),
+            templates=len(config.text.templates),
+            width=clip.vision_config.embed_dim,
+        )[:, : len(templates)]
+        return embeddings, table.fingerprint({"embeddings": embeddings})
+    embeddings = text.load_or_embed(
+        vocabulary.names,
+        templates,
+        clip.make_text_tower(),
+        clip.tokenizer,
+        text_fingerprint=clip.text_fingerprint,
+        cache_dir=config.text.cache or None,
+    )
+    return embeddings, clip.text_fingerprint
+
+
+def _build(config: ml_collections.ConfigDict, clip: _Clip, mesh: Mesh) -> tuple[Any, Any, Any]:
+    def make() -> OTSeg:
+        return OTSeg(
+            clip.vision_config,
+            **config.model,
+            dtype=jnp.dtype(config.dtype),
+            rngs=nnx.Rngs(config.seed),
+        )
+
+    graphdef, trainable, frozen = nnx.split(nnx.eval_shape(make), optim.TRAINABLE, ...)
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
+    parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
+    if clip.vision is None:
+        draw = jax.jit(
+            lambda: nnx.split(make(), optim.TRAINABLE, ...)[1:], out_shardings=(whole, parts)
+        )
+        return graphdef, *draw()
+    # only what learns is drawn: XLA drops the random tower that nobody reads
+    draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)
+    leaves = {f"{optim.FROZEN}/{name}": leaf for name, leaf in clip.vision.items()}
+    return graphdef, draw(), jax.device_put(table.assign(frozen, leaves), parts)
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

@@ -1,0 +1,67 @@
+"""Train or evaluate from the command line.
+
+    python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
+    python -m otseg_jax.main --config=configs/voc12.py:transductive --config.data.root=VOCdevkit/VOC2012 \
+        --config.init_from=runs/voc12 --workdir=runs/voc12_transductive
+    python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
+        --mode=eval --workdir=runs/voc12
+
+Every field of the configuration is a flag: --config.train.steps=1000. `configs/common.py` lists them.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from otseg_jax import evaluate, train
+
+PACKAGE = Path(__file__).parent
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, with a regime after a colon: configs/voc12.py:supervised"
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, logs, tables and pictures")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate only")
+MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Call jax.distributed.initialize() first: TPU pods and SLURM"
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Run what the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.NAME=…")
+    if MULTIHOST.value:
+        jax.distributed.initialize()
+    work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
+    try:
+        work(CONFIG.value, WORKDIR.value)
+    except (ValueError, FileNotFoundError) as error:
+        # What our own code raises is an answer to whoever typed the command; what a library raises
+        # is a fault of ours, and keeps its traceback.
+        if not _is_ours(error):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print(stop or "stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _is_ours(error: BaseException) -> bool:
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return PACKAGE in Path(raised_in).resolve().parents
+
+
+def run() -> None:
+    """Entry point of the `otseg` command."""
+    logging.set_verbosity(logging.INFO)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

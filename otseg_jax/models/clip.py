@@ -1,0 +1,257 @@
+"""CLIP's two towers, a vision transformer with deep prompts and a causal text transformer.
+
+Images are NHWC, f32[b, height, width, 3], already normalised. Tokens are f32[b, t, d]: the class
+token, the prompts if there are any, then the patches in row-major order. Parameters and the
+residual stream are float32; `dtype` is the type of the blocks' matrix products. LayerNorm, softmax
+and the last projection are computed in float32 whatever `dtype` is.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, projection
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(TowerConfig):
+    """Sizes of the vision tower; its native image is square.
+
+    Args:
+        image_size: side in pixels that the position embedding was made for.
+        patch_size: side of a patch, pixels.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+
+    Example:
+        >>> VisionConfig(image_size=512, patch_size=16, width=768, layers=12, heads=12,
+        ...              mlp_width=3072, embed_dim=512).grid
+        32
+    """
+
+    image_size: int
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grid < 1:
+            raise ValueError(f"image_size {self.image_size} is below patch_size {self.patch_size}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side at the native size."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TowerConfig):
+    """Sizes of the text tower.
+
+    Args:
+        vocab_size: number of token ids.
+        context_length: most tokens of one text.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    vocab_size: int
+    context_length: int
+
+
+def resize_positions(
+    embedding: Float[Array, "1+{grid}**2 d"], height: int, width: int, *, grid: int
+) -> Float[Array, "1+{height}*{width} d"]:
+    """Resize the grid part of a position embedding; the class token's row is kept.
+
+    Bilinear, half-pixel centres, no antialias.
+
+    Args:
+        embedding: f32[1+grid², d], class token first, grid row-major.
+        height: rows of patches wanted.
+        width: columns of patches wanted.
+        grid: side of the square grid in `embedding`.
+
+    Returns:
+        f32[1+height·width, d]; `embedding` itself if nothing changes.
+
+    Source: CLIP's position embedding at other sizes, DenseCLIP and ZegCLIP.
+    """
+    if (height, width) == (grid, grid):
+        return embedding
+    square = rearrange(embedding[1:], "(h w) d -> h w d", h=grid)
+    shape = (height, width, embedding.shape[1])
+    resized = jax.image.resize(square, shape, "bilinear", antialias=False)
+    return jnp.concatenate([embedding[:1], rearrange(resized, "h w d -> (h w) d")])
+
+
+class VisionTower(nnx.Module):
+    """CLIP ViT whose deep prompts are an argument.
+
+    Args:
+        config: sizes.
+        double_class_embedding: add the class embedding a second time, as the reference does.
+        dtype: of the blocks' matrix products.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        rngs: random streams of the initialisation.
+
+    Source: CLIP (arXiv 2103.00020) section 2.4; deep prompts: VPT (arXiv 2203.12119) section 3.2.
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        *,
+        double_class_embedding: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config, self.remat = config, remat
+        self.double_class_embedding = double_class_embedding
+        normal = nnx.initializers.normal(config.width**-0.5)
+        shape = (1 + config.grid**2, config.width)
+        self.class_embedding = nnx.Param(normal(rngs.params(), shape[1:]))
+        self.position_embedding = nnx.Param(normal(rngs.params(), shape))
+        self.patch_embedding = nnx.Conv(
+            3,
+            config.width,
+            (config.patch_size, config.patch_size),
+            strides=config.patch_size,
+            padding="VALID",
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ln_pre = layer_norm(config, rngs=rngs)
+        self.blocks = nnx.List(
+            [Block(config, causal=False, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+        )
+        self.ln_post = layer_norm(config, rngs=rngs)
+        self.projection = projection(config, rngs=rngs)
+
+    def encode(
+        self,
+        image: Float[Array, "b height width 3"],
+        prompts: Float[Array, "l b p d"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Tokens after the last block, before `ln_post`.
+
+        Args:
+            image: f32[b, height, width, 3], normalised; pixels beyond the last whole patch are
+                dropped.
+            prompts: f32[l, b, p, d]; those of layer 0 enter before the first block, those of
+                layer i replace them before block i, and blocks from l on run without.
+
+        Returns:
+            f32[b, 1+p+h·w, d], class token, prompts, patches; without the prompts where l is less
+            than the number of blocks.
+
+        Raises:
+            ValueError: an image smaller than one patch, more prompt layers than blocks.
+
+        Source: OTSeg section 3.1; VPT-deep.
+        """
+        patch, layers = self.config.patch_size, len(self.blocks)
+        if min(image.shape[1:3]) < patch:
+            raise ValueError(f"image is {image.shape[1:3]} pixels, wanted at least {patch} a side")
+        prompted = 0 if prompts is None else len(prompts)
+        if prompted > layers:
+            raise ValueError(f"prompts hold {prompted} layers, the tower has {layers} blocks")
+
+        tokens = self._embed(image)
+        patches = tokens.shape[1] - 1
+        for i, block in enumerate(self.blocks):
+            if prompts is not None and i <= prompted:
+                inner = [prompts[i].astype(tokens.dtype)] if i < prompted else []
+                tokens = jnp.concatenate([tokens[:, :1], *inner, tokens[:, -patches:]], axis=1)
+            tokens = _recomputed(block, tokens) if self.remat else block(tokens)
+        return tokens
+
+    def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:
+        """Map tokens to the space shared with text: projection(ln_post(tokens)), every token.
+
+        OTSeg puts its own `prompt_norm` between `encode` and this (!); CLIP alone does not.
+
+        Args:
+            tokens: f32[b, t, d].
+
+        Returns:
+            f32[b, t, c], not normalised.
+        """
+        return self.projection(self.ln_post(tokens))
+
+    def _embed(self, image: Float[Array, "b height width 3"]) -> Float[Array, "b t d"]:
+        grid = self.patch_embedding(image).astype(jnp.float32)
+        batch, height, width, channels = grid.shape
+        positions = resize_positions(
+            self.position_embedding[...], height, width, grid=self.config.grid
+        )
+        first = self.class_embedding[...] + positions[0]
+        if self.double_class_embedding:
+            # (!) the reference adds it to its position too, and checkpoints were trained so
+            first = first + self.class_embedding[...]
+        patches = rearrange(grid, "b h w d -> b (h w) d") + positions[None, 1:]
+        first = jnp.broadcast_to(first, (batch, 1, channels))
+        return self.ln_pre(jnp.concatenate([first, patches], axis=1))
+
+
+def _recomputed(block: Block, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    graphdef, state = nnx.split(block)
+    return jax.checkpoint(lambda state, tokens: nnx.merge(graphdef, state)(tokens))(state, tokens)
+
+
+class TextTower(nnx.Module):
+    """CLIP's causal text transformer, pooled at the end-of-text token.
+
+    Args:
+        config: sizes.
+        dtype: of the blocks' matrix products.
+        rngs: random streams of the initialisation.
+
+    Source: CLIP (arXiv 2103.00020) section 2.4.
+    """
+
+    def __init__(
+        self, config: TextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        self.config = config
+        token, position = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
+        self.token_embedding = nnx.Param(token(rngs.params(), (config.vocab_size, config.width)))
+        self.position_embedding = nnx.Param(
+            position(rngs.params(), (config.context_length, config.width))
+        )
+        self.blocks = nnx.List(
+            [Block(config, causal=True, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+        )
+        self.ln_final = layer_norm(config, rngs=rngs)
+        self.projection = projection(config, rngs=rngs)
+
+    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b c"]:
+        """Embed texts.
+
+        Args:
+            tokens: i32[b, l], ids in 0..vocab_size-1; the largest id of a row ends its text.
+
+        Returns:
+            f32[b, c], not normalised; NaN where a text holds an id outside the vocabulary.
+
+        Raises:
+            ValueError: more tokens than the tower has positions.
+        """
+        batch, length = tokens.shape
+        if length > self.config.context_length:
+            raise ValueError(f"{length} tokens, the tower takes {self.config.context_length}")
+        # the default would read the last row of the table for an id from a foreign tokenizer
+        x = self.token_embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        x = x + self.position_embedding[None, :length]
+        for block in self.blocks:
+            x = block(x)
+        pooled = x[jnp.arange(batch), jnp.argmax(tokens, axis=-1)]
+        return self.projection(self.ln_final(pooled))

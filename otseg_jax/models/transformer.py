@@ -1,0 +1,158 @@
+"""The residual block that both of CLIP's towers are stacks of.
+
+Tokens are f32[b, t, d]. Parameters and the residual stream are float32; `dtype` is the type of the
+matrix products. LayerNorm and softmax are computed in float32 whatever `dtype` is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Sigmoid approximation of GELU that OpenAI's CLIP was trained with: x·σ(1.702·x).
+
+    Args:
+        x: f32 or bf16[...], any range.
+
+    Returns:
+        The same shape and dtype.
+
+    Example:
+        >>> float(quick_gelu(jnp.array(0.0)))
+        0.0
+    """
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Sizes that both towers have.
+
+    Args:
+        width: channels of a token.
+        layers: number of blocks.
+        heads: attention heads; must divide `width`.
+        mlp_width: hidden channels of the block's MLP.
+        embed_dim: channels of the space shared by image and text.
+        activation: "quick_gelu" (OpenAI) or "gelu" (exact).
+        eps: added to the variance in LayerNorm.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    embed_dim: int
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {value}, wanted at least 1"
+            for name, value in vars(self).items()
+            if isinstance(value, int) and value < 1
+        ]
+        if not problems and self.width % self.heads:
+            problems.append(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.activation not in ACTIVATIONS:
+            problems.append(f"activation is {self.activation!r}, wanted {sorted(ACTIVATIONS)}")
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, softmax(q·kᵀ/√(width of a head))·v, with biases."""
+
+    def __init__(
+        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.heads, self.causal = config.heads, causal
+        std = config.width**-0.5
+        linear = partial(_linear, config.width, config.width, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value = linear(std=std), linear(std=std), linear(std=std)
+        self.out = linear(std=std * (2 * config.layers) ** -0.5)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        query, key, value = (
+            rearrange(linear(x), "b t (heads c) -> b t heads c", heads=self.heads)
+            for linear in (self.query, self.key, self.value)
+        )
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        return self.out(rearrange(mixed, "b t heads c -> b t (heads c)"))
+
+
+class MLP(nnx.Module):
+    """Two Linear layers with the activation between them."""
+
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        self.activation = config.activation
+        inner, outer = (2 * config.width) ** -0.5, (2 * config.width * config.layers) ** -0.5
+        linear = partial(_linear, dtype=dtype, rngs=rngs)
+        self.up = linear(config.width, config.mlp_width, std=inner)
+        self.down = linear(config.mlp_width, config.width, std=outer)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x)).
+
+    Args:
+        config: sizes of the tower that it belongs to.
+        causal: a token sees itself and those before it only.
+        dtype: of the matrix products; the sum x stays float32.
+        rngs: random streams of the initialisation, with OpenAI's standard deviations.
+    """
+
+    def __init__(
+        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.ln_1 = layer_norm(config, rngs=rngs)
+        self.attention = Attention(config, causal=causal, dtype=dtype, rngs=rngs)
+        self.ln_2 = layer_norm(config, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        x = x + self.attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+def _linear(
+    inputs: int, outputs: int, *, std: float, dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """The Linear without bias from a tower's width to the shared space, always float32."""
+    std = config.width**-0.5
+    return _linear(
+        config.width, config.embed_dim, std=std, bias=False, dtype=jnp.float32, rngs=rngs
+    )
+
+
+def layer_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the channels of a token, always float32."""
+    # E[x²] − E[x]² would cancel in the few channels of large mean that CLIP is known for
+    return nnx.LayerNorm(
+        config.width, epsilon=config.eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+    )

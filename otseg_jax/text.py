@@ -1,0 +1,306 @@
+"""Class names to text embeddings: templates, tokens, and a vocabulary embedded once.
+
+A vocabulary is t[k, n, c]: class k in each of n templates, c channels, float32, unit length. Token
+ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id), then zeros.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from jaxtyping import Float, Int
+from transformers import CLIPTokenizer
+
+from otseg_jax.models.clip import TextTower
+
+TEMPLATES_6 = (
+    "a photo of a {}.",
+    "a portrait of a {}.",
+    "a part of a {}.",
+    "a segment of a {}.",
+    "a photo of small {}.",
+    "a photo of medium {}.",
+)
+TEMPLATES_8 = (*TEMPLATES_6, "a photo of large {}.", "a background of a {}.")
+
+BYTE_VOCABULARY = 258
+_BEGIN, _END = 256, 257
+
+
+def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template filled with every name, all templates of a class together.
+
+    Args:
+        names: k class names, spelt as they are to be read.
+        templates: n sentences, each with one "{}".
+
+    Returns:
+        k·n texts; text i·n+j is class i in template j.
+
+    Raises:
+        ValueError: no name, no template, a blank name, a template without exactly one "{}".
+
+    Example:
+        >>> fill(["cat", "dog"], ["a {}.", "the {}."])
+        ['a cat.', 'the cat.', 'a dog.', 'the dog.']
+    """
+    problems = [
+        f"templates[{i}] {t!r} must hold '{{}}' once"
+        for i, t in enumerate(templates)
+        if t.count("{}") != 1
+    ]
+    problems += [f"names[{i}] is blank" for i, name in enumerate(names) if not name.strip()]
+    problems += [
+        f"{argument} is empty"
+        for argument, given in (("names", names), ("templates", templates))
+        if not given
+    ]
+    if problems:
+        raise ValueError("vocabulary: " + "; ".join(problems))
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def tokenise(
+    texts: Sequence[str], tokenizer: str | Path, *, context_length: int = 77
+) -> Int[np.ndarray, "t l"]:
+    """CLIP's byte-pair tokens; a text that is too long is cut and keeps its EOT.
+
+    Args:
+        texts: t sentences.
+        tokenizer: folder with `tokenizer.json`, or `vocab.json` and `merges.txt`; or a hub name.
+        context_length: l, tokens of one row.
+
+    Returns:
+        i32[t, l].
+
+    Raises:
+        FileNotFoundError: no such folder or hub name, or one without the files.
+        ValueError: EOT is not the largest id, so that texts could not be pooled at it.
+
+    Differs:
+        transformers pads with EOT; zeros are OpenAI's own, and the first EOT is found either way.
+    """
+    clip = _load_tokenizer(str(tokenizer))
+    if clip.eos_token_id != len(clip) - 1:
+        raise ValueError(
+            f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
+            "it is not CLIP's tokenizer"
+        )
+    rows = clip(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=context_length,
+        return_tensors="np",
+    )
+    return (rows["input_ids"] * rows["attention_mask"]).astype(np.int32)
+
+
+def _load_tokenizer(source: str) -> CLIPTokenizer:
+    folder = Path(source)
+    whole, halves = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
+    # from_pretrained would answer a folder without them with a vocabulary of two words
+    if folder.is_dir() and not whole.is_file() and not all(path.is_file() for path in halves):
+        raise FileNotFoundError(
+            f"{source} holds no tokenizer: wanted tokenizer.json, or vocab.json and merges.txt"
+        )
+    try:
+        return CLIPTokenizer.from_pretrained(source)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{source!r} is no folder here, and its tokenizer could not be had from the Hugging "
+            f"Face hub: {error}"
+        ) from error
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise ValueError(f"the tokenizer in {source} is damaged: {error}") from error
+
+
+def tokenise_bytes(texts: Sequence[str], *, context_length: int) -> Int[np.ndarray, "t l"]:
+    """UTF-8 bytes as tokens, for a text tower that was never trained; 258 ids.
+
+    Args:
+        texts: t sentences.
+        context_length: l, tokens of one row; a text that is too long is cut and keeps its EOT.
+
+    Returns:
+        i32[t, l]: 256, the bytes, 257, then zeros.
+
+    Raises:
+        ValueError: context_length leaves no room for begin and end.
+
+    Example:
+        >>> tokenise_bytes(["a"], context_length=4).tolist()
+        [[256, 97, 257, 0]]
+    """
+    if context_length < 2:
+        raise ValueError(f"context_length is {context_length}, wanted at least 2")
+    tokens = np.zeros((len(texts), context_length), np.int32)
+    for row, text in zip(tokens, texts, strict=True):
+        ids = [_BEGIN, *text.encode()[: context_length - 2], _END]
+        row[: len(ids)] = ids
+    return tokens
+
+
+def embed(
+    tower: TextTower, tokens: Int[np.ndarray, "t l"], *, shape: tuple[int, int], batch: int = 256
+) -> Float[np.ndarray, "k n c"]:
+    """Embed a vocabulary in batches of one size, so that one compile serves all.
+
+    Args:
+        tower: text tower with its weights.
+        tokens: i32[k·n, l], class-major as from `fill`.
+        shape: (k, n), classes and templates.
+        batch: texts at a time.
+
+    Returns:
+        f32[k, n, c], unit length over c.
+
+    Raises:
+        ValueError: k·n is not the number of texts; an embedding is not finite, as happens where
+            tokens come from a tokenizer that is not the tower's.
+    """
+    if len(tokens) != shape[0] * shape[1]:
+        raise ValueError(f"{len(tokens)} texts are not {shape[0]} classes × {shape[1]} templates")
+    graphdef, state = nnx.split(tower)
+
+    @jax.jit
+    def run(state, tokens):
+        raw = nnx.merge(graphdef, state)(tokens)
+        return raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
+
+    batch = min(batch, len(tokens))
+    padded = np.concatenate([tokens, np.repeat(tokens[-1:], -len(tokens) % batch, axis=0)])
+    # done once: worth full precision, and the same on every accelerator
+    with jax.default_matmul_precision("highest"):
+        rows = [np.asarray(run(state, padded[i : i + batch])) for i in range(0, len(padded), batch)]
+    embeddings = np.concatenate(rows)[: len(tokens)]
+    if not np.isfinite(embeddings).all():
+        raise ValueError(
+            f"{np.sum(~np.isfinite(embeddings).all(1))} of {len(tokens)} text embeddings are not "
+            f"finite: the tower has {tower.config.vocab_size} token ids, the largest here is "
+            f"{tokens.max()}"
+        )
+    return embeddings.reshape(*shape, -1)
+
+
+def vocabulary_hash(names: Sequence[str], templates: Sequence[str], text_fingerprint: str) -> str:
+    """SHA-256 of all that decides a vocabulary's embeddings.
+
+    Args:
+        names: class names, in order.
+        templates: templates, in order.
+        text_fingerprint: of the text tower, from `weights.table.fingerprint`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one = vocabulary_hash(["cat", "dog"], ["a {}."], "fingerprint")
+        >>> one == vocabulary_hash(["dog", "cat"], ["a {}."], "fingerprint")
+        False
+    """
+    content = json.dumps([list(names), list(templates), text_fingerprint])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_or_embed(
+    names: Sequence[str],
+    templates: Sequence[str],
+    tower: TextTower,
+    tokenizer: Callable[[list[str]], np.ndarray],
+    *,
+    text_fingerprint: str,
+    cache_dir: str | Path | None = None,
+) -> Float[np.ndarray, "k n c"]:
+    """Embed a vocabulary, or read it from a cache keyed by `vocabulary_hash`.
+
+    Args:
+        names: k class names.
+        templates: n templates.
+        tower: text tower with its weights.
+        tokenizer: texts → i32[t, l], `tokenise` or `tokenise_bytes` with its options bound.
+        text_fingerprint: of the tower.
+        cache_dir: folder of the cached files, made if need be; None embeds every time.
+
+    Returns:
+        f32[k, n, c], unit length over c.
+
+    Raises:
+        ValueError: as `fill` and `embed`.
+    """
+    texts, shape = fill(names, templates), (len(names), len(templates))
+    if cache_dir is None:
+        return embed(tower, tokenizer(texts), shape=shape)
+    path = Path(cache_dir) / f"{vocabulary_hash(names, templates, text_fingerprint)}.npy"
+    if path.is_file():
+        try:
+            return _read(path, (*shape, tower.config.embed_dim))
+        except ValueError as error:
+            logging.warning("The cache is written anew: %s", error)
+    embeddings = embed(tower, tokenizer(texts), shape=shape)
+    _write(path, embeddings)
+    return embeddings
+
+
+def _write(path: Path, embeddings: Float[np.ndarray, "k n c"]) -> None:
+    """Processes that share the folder see no file or a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    try:
+        with part.open("wb") as file:
+            np.save(file, embeddings)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_embeddings(
+    path: str | Path, *, classes: int, templates: int, width: int
+) -> Float[np.ndarray, "k n c"]:
+    """Read a vocabulary that was embedded elsewhere.
+
+    Args:
+        path: .npy file, [k, n, c] or, for one template, [k, c]; any float type, any length.
+        classes: k.
+        templates: n.
+        width: c.
+
+    Returns:
+        f32[k, n, c], normalised to unit length over c.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an array file, another shape or type, values that are zero or not finite.
+    """
+    array = _read(Path(path), (classes, templates, width))
+    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def _read(path: Path, wanted: tuple[int, int, int]) -> Float[np.ndarray, "k n c"]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; wanted a .npy file of text embeddings")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a whole .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(f"{path} holds {kind}, wanted floating point")
+    if array.shape != wanted and (wanted[1] != 1 or array.shape != (wanted[0], wanted[2])):
+        raise ValueError(
+            f"{path} is {list(array.shape)}, wanted {list(wanted)}: classes, templates and the "
+            "width of the text tower; give the file of this vocabulary, or none to embed it"
+        )
+    array = array.astype(np.float32).reshape(wanted)
+    lengths = np.linalg.norm(array, axis=-1)
+    bad = int(np.sum(~(np.isfinite(lengths) & (lengths > 0))))
+    if bad:
+        raise ValueError(f"{path}: {bad} of {lengths.size} embeddings are zero or not finite")
+    return array

@@ -1,0 +1,1 @@
+"""Foreign checkpoints: one table of names per format, with exact coverage both ways."""

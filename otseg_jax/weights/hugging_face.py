@@ -1,0 +1,266 @@
+"""Read a CLIP that Hugging Face's transformers saved, without torch.
+
+Only `config.json` and `model.safetensors` are read. Leaves come back as flat dicts of float32 numpy
+arrays, named as in `weights.table`, for `models.clip.VisionTower` and `models.clip.TextTower`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import jax
+import numpy as np
+from flax import nnx
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPConfig
+
+from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
+from otseg_jax.weights.table import (
+    Rule,
+    fill,
+    fingerprint,
+    flatten,
+    linear,
+    norm,
+    resize_position_embedding,
+)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+UNUSED = (
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+)
+
+
+class Clip(NamedTuple):
+    """A CLIP ready to be assigned to the two towers.
+
+    Args:
+        vision_config: sizes, with the image size asked for.
+        text_config: sizes.
+        vision: leaf name → f32 array of `VisionTower`.
+        text: leaf name → f32 array of `TextTower`.
+        fingerprint: SHA-256 of both towers as stored, before the position embedding is resized.
+        text_fingerprint: SHA-256 of the text tower alone, which decides a vocabulary's embeddings.
+    """
+
+    vision_config: VisionConfig
+    text_config: TextConfig
+    vision: dict[str, np.ndarray]
+    text: dict[str, np.ndarray]
+    fingerprint: str
+    text_fingerprint: str
+
+
+def load(source: str | Path, *, image_size: int | None = None) -> Clip:
+    """Read a CLIP from a folder or from the Hugging Face hub.
+
+    Args:
+        source: folder that `CLIPModel.save_pretrained` wrote, or a hub name "owner/name".
+        image_size: side in pixels of the images to come; the position embedding is resized to it,
+            the first of the two steps of CLIP's use at other sizes. None keeps the stored size.
+
+    Returns:
+        Configurations, leaves and fingerprints.
+
+    Raises:
+        FileNotFoundError: no such folder or hub name, or one without the two files.
+        ValueError: another architecture, a damaged file, weights that do not cover the towers.
+    """
+    folder = _find(source)
+    vision_config, text_config = read_config(folder / CONFIG)
+    stored = _read(folder / WEIGHTS, str(source))
+    target = _abstract(vision_config, text_config)
+    table = rules(vision_config.layers, text_config.layers)
+    try:
+        leaves = fill(table, stored, target, unused=UNUSED)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+
+    vision, text = _below("vision/", leaves), _below("text/", leaves)
+    whole = fingerprint(leaves, config=(vision_config, text_config))
+    if image_size is not None:
+        vision_config = replace(vision_config, image_size=image_size)
+        resized = resize_position_embedding(vision["position_embedding"], vision_config.grid)
+        vision["position_embedding"] = resized
+    return Clip(
+        vision_config, text_config, vision, text, whole, fingerprint(text, config=text_config)
+    )
+
+
+def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
+    """Sizes of both towers from a `config.json`; what it leaves out has transformers' defaults.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Returns:
+        The two configurations.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, another architecture, or a CLIP that the towers cannot express.
+    """
+    path = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or raw.get("model_type") != "clip":
+            kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+            raise ValueError(f"model_type is {kind!r}, wanted 'clip'")
+        config: Any = CLIPConfig.from_dict(raw)
+        text, vision = config.text_config, config.vision_config
+        _refuse(text, vision)
+        common = {"embed_dim": config.projection_dim}
+        return (
+            VisionConfig(
+                image_size=vision.image_size,
+                patch_size=vision.patch_size,
+                **_sizes(vision),
+                **common,
+            ),
+            TextConfig(
+                vocab_size=text.vocab_size,
+                context_length=text.max_position_embeddings,
+                **_sizes(text),
+                **common,
+            ),
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there; a CLIP folder needs it") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{path} does not describe a CLIP that can be read: {error}") from error
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "activation": config.hidden_act,
+        "eps": config.layer_norm_eps,
+    }
+
+
+def _refuse(text: Any, vision: Any) -> None:
+    problems = []
+    # 2 is the wrong id that old files carry; transformers then pools at the largest id, as we do
+    if text.eos_token_id not in (2, text.vocab_size - 1):
+        problems.append(
+            f"text_config.eos_token_id is {text.eos_token_id}, wanted the largest token id "
+            f"{text.vocab_size - 1}, at which texts are pooled"
+        )
+    if vision.num_channels != 3:
+        problems.append(f"vision_config.num_channels is {vision.num_channels}, wanted 3")
+    for name in ("image_size", "patch_size"):
+        if not isinstance(getattr(vision, name), int):
+            problems.append(f"vision_config.{name} is {getattr(vision, name)}, wanted one integer")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def rules(vision_layers: int, text_layers: int) -> list[Rule]:
+    """The table of names: "vision/…" and "text/…" leaves from transformers' `CLIPModel`.
+
+    Args:
+        vision_layers: number of blocks of the vision tower.
+        text_layers: number of blocks of the text tower.
+
+    Returns:
+        One rule per leaf.
+
+    Example:
+        >>> rules(1, 1)[0].source, rules(1, 1)[0].target
+        ('vision_model.embeddings.class_embedding', 'vision/class_embedding')
+    """
+    vision, text = "vision_model.embeddings.", "text_model.embeddings."
+    table = [
+        Rule(vision + "class_embedding", "vision/class_embedding"),
+        Rule(vision + "position_embedding.weight", "vision/position_embedding"),
+        Rule(vision + "patch_embedding.weight", "vision/patch_embedding/kernel", (2, 3, 1, 0)),
+        *norm("vision_model.pre_layrnorm", "vision/ln_pre"),
+        *norm("vision_model.post_layernorm", "vision/ln_post"),
+        Rule("visual_projection.weight", "vision/projection/kernel", (1, 0)),
+        Rule(text + "token_embedding.weight", "text/token_embedding"),
+        Rule(text + "position_embedding.weight", "text/position_embedding"),
+        *norm("text_model.final_layer_norm", "text/ln_final"),
+        Rule("text_projection.weight", "text/projection/kernel", (1, 0)),
+    ]
+    for tower, layers in (("vision", vision_layers), ("text", text_layers)):
+        for i in range(layers):
+            table += _block(f"{tower}_model.encoder.layers.{i}", f"{tower}/blocks/{i}")
+    return table
+
+
+def _block(source: str, target: str) -> list[Rule]:
+    return [
+        *norm(f"{source}.layer_norm1", f"{target}/ln_1"),
+        *norm(f"{source}.layer_norm2", f"{target}/ln_2"),
+        *linear(f"{source}.self_attn.q_proj", f"{target}/attention/query"),
+        *linear(f"{source}.self_attn.k_proj", f"{target}/attention/key"),
+        *linear(f"{source}.self_attn.v_proj", f"{target}/attention/value"),
+        *linear(f"{source}.self_attn.out_proj", f"{target}/attention/out"),
+        *linear(f"{source}.mlp.fc1", f"{target}/mlp/up"),
+        *linear(f"{source}.mlp.fc2", f"{target}/mlp/down"),
+    ]
+
+
+def _abstract(vision: VisionConfig, text: TextConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    towers = nnx.eval_shape(
+        lambda: {
+            "vision": VisionTower(vision, rngs=nnx.Rngs(0)),
+            "text": TextTower(text, rngs=nnx.Rngs(0)),
+        }
+    )
+    return {
+        f"{name}/{leaf}": shape
+        for name, tower in towers.items()
+        for leaf, shape in flatten(nnx.state(tower)).items()
+    }
+
+
+def _below(prefix: str, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+
+
+def _read(path: Path, source: str) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        found = ", ".join(sorted(p.name for p in path.parent.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{source} holds no {WEIGHTS}, only {found}. Other formats are not read; where torch "
+            'is installed, write a folder that is: python -c "from transformers import CLIPModel, '
+            f"CLIPTokenizer; s, d = '{source}', 'clip'; CLIPModel.from_pretrained(s)."
+            'save_pretrained(d); CLIPTokenizer.from_pretrained(s).save_pretrained(d)"'
+        )
+    try:
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path} ({size} bytes) is damaged or cut short, fetch it again: {error}"
+        ) from error
+
+
+def _find(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
+    try:
+        patterns = [CONFIG, WEIGHTS, "vocab.json", "merges.txt", "tokenizer*.json"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
+        ) from error

@@ -1,0 +1,34 @@
+"""Shared fixtures: where real data lies, and strict numerics for the whole session."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+DATA = Path(__file__).parent / "data"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _external(name: str) -> Path:
+    """Real photos and CLIP files are not ours to ship: `OTSEG_TEST_DATA` says where they are."""
+    root = os.environ.get("OTSEG_TEST_DATA", "")
+    if root and (Path(root) / name).is_dir():
+        return Path(root) / name
+    message = f"OTSEG_TEST_DATA={root!r} holds no folder {name!r} (real photos or CLIP files)"
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{message}: it must be there in CI")
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """Folder of the real photo samples: voc2012_mini, cocostuff_sample21, ade_sample3."""
+    return _external("data")
+
+
+@pytest.fixture(scope="session")
+def clip_files() -> Path:
+    """Folder of the real CLIP tokenizer, position embedding and text embeddings."""
+    return _external("clip")

@@ -1,0 +1,98 @@
+"""Names, splits and palettes equal the reference's; the built-in data set is compositional."""
+
+import json
+
+import pytest
+from conftest import DATA
+
+from otseg_jax.data import classes
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("voc12", "voc2012"),
+        ("pascal_context", "pascal_context"),
+        ("coco_stuff", "coco_stuff"),
+        ("ade20k", "ade20k"),
+    ],
+)
+def test_equals_the_reference_lists(name, reference):
+    expected = json.loads((DATA / "classes.json").read_text())[reference]
+    vocabulary = classes.VOCABULARIES[name]
+    assert list(vocabulary.names) == expected["classes"]
+    assert list(vocabulary.unseen) == expected["unseen"]
+    assert [vocabulary.names[k] for k in vocabulary.unseen] == expected["unseen_names"]
+    assert [list(colour) for colour in vocabulary.palette] == expected["palette"]
+
+
+def test_seen_and_unseen_partition_the_ids():
+    for vocabulary in classes.VOCABULARIES.values():
+        assert sorted(vocabulary.seen + vocabulary.unseen) == list(range(len(vocabulary)))
+    assert classes.VOC12.seen == tuple(range(15))
+    assert classes.ADE20K.seen == tuple(range(150))
+
+
+def test_unseen_shapes_are_new_combinations_of_seen_attributes():
+    attributes = [name.split() for name in classes.SHAPES.names]
+    assert len({(pattern, colour) for pattern, colour, _ in attributes}) == 20
+    assert [len({a[axis] for a in attributes}) for axis in range(3)] == [4, 5, 5]
+    # Latin: no pattern and no colour meets a shape twice
+    assert len({(pattern, shape) for pattern, _, shape in attributes}) == 20
+    assert len({(colour, shape) for _, colour, shape in attributes}) == 20
+    assert len(classes.SHAPES.unseen) == 5
+    for k in classes.SHAPES.unseen:
+        for axis in range(3):
+            seen = [attributes[s][axis] for s in classes.SHAPES.seen]
+            assert seen.count(attributes[k][axis]) >= 2
+    assert len(set(classes.SHAPES.palette)) == 20
+
+
+def test_default_palette_is_that_of_voc_and_distinct():
+    published = json.loads((DATA / "classes.json").read_text())["voc2012"]["palette"]
+    assert [list(colour) for colour in classes.default_palette(20)] == published
+    assert len(set(classes.default_palette(254)) | {(0, 0, 0)}) == 255
+
+
+def test_bad_vocabulary_reports_every_problem_at_once():
+    with pytest.raises(ValueError, match="Vocabulary: ") as error:
+        classes.Vocabulary(("cat", "dog", "cat"), unseen=(1, 1, 7), palette=((0, 0, 0),))
+    for part in ("repeat: ['cat']", "[7] lie outside 0..2", "[1, 1, 7]", "1 colours for 3 names"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="255 names: an 8-bit label map holds 1 to 254"):
+        classes.Vocabulary(tuple(str(k) for k in range(255)))
+
+
+def test_reads_your_own_classes(tmp_path):
+    path = tmp_path / "classes.csv"
+    # a byte order mark, CRLF, a quoted comma, spaces and an empty line, as spreadsheets write them
+    text = '\ufeffname,split\r\nred car , seen\r\n\r\n"sofa, grey",unseen\r\nnewt,seen\r\n'
+    path.write_bytes(text.encode())
+    vocabulary = classes.read(path)
+    assert vocabulary.names == ("red car", "sofa, grey", "newt")
+    assert (vocabulary.seen, vocabulary.unseen) == ((0, 2), (1,))
+    assert vocabulary.palette == classes.default_palette(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the first line must be: name,split"),
+        ("cat,seen\ndog,unseen\n", "the first line must be: name,split"),
+        (
+            "name,split\ncat\n,seen\ndog,hidden\n",
+            "line 2 is 'cat', wanted NAME,seen or NAME,unseen; line 3 is ',seen'.*"
+            "line 4 is 'dog,hidden'",
+        ),
+        ("name,split\n" + "cat\n" * 8, "line 6 is .*; and 3 more$"),
+        ("name,split\ncat,seen\ncat,seen\n", r"names repeat: \['cat'\]"),
+        ("name,split\n", "0 names"),
+        ("name,split\n\xff", "not a CSV file in UTF-8"),
+        ('name,split\n"' + "x" * 131073 + '",seen\n', "not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_class_file_is_one_clear_error(tmp_path, text, message):
+    path = tmp_path / "classes.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"(?s)^{path}: .*{message}"):
+        classes.read(path)

@@ -1,0 +1,183 @@
+"""Photos and masks decode to known pixels, and every file that would be misread is refused."""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from otseg_jax.data import decode
+
+CODING = decode.reduced_coding(20, zero="background", mend="fix it")
+
+
+def _noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _png(width, height, depth, colour, rows):
+    """A PNG written by hand, for headers that Pillow would not write."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def test_photo_equals_opencv_on_real_photos(photos):
+    paths = sorted((photos / "voc2012_mini").rglob("*.jpg"))[:5]
+    assert len(paths) == 5
+    for path in paths:
+        expected = cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1]
+        np.testing.assert_array_equal(decode.photo(path), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photo_is_upright_as_in_opencv(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(_noise(20, 30, 3)).save(path, exif=exif)
+    expected = cv2.imread(str(path), cv2.IMREAD_COLOR)[:, :, ::-1]
+    np.testing.assert_array_equal(decode.photo(path), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("exif", [b"MM\x00*garbage", b"neither byte order", b"II*\x00"])
+def test_photo_ignores_broken_exif(tmp_path, exif):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(_noise(20, 30, 3)).save(path, exif=b"Exif\x00\x00" + exif)
+    assert decode.photo(path).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_photo_of_any_8_bit_mode_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(_noise(20, 30, 3)).convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path)
+    with Image.open(path) as again:
+        np.testing.assert_array_equal(decode.photo(path), np.asarray(again.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_mask_of_palette_or_grey_keeps_its_ids(tmp_path, mode):
+    ids = np.arange(21, dtype=np.uint8).reshape(3, 7)
+    ids[0, 0] = 255
+    image = Image.fromarray(ids)
+    if mode == "P":
+        image.putpalette(_noise(768).tobytes())
+    image.save(tmp_path / "a.png")
+    # background 0 went under the border; 1..20 become 0..19
+    expected = ids.astype(int) - 1
+    expected[0, 0] = 255
+    label = decode.mask(tmp_path / "a.png", CODING)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, expected)
+
+
+def test_mask_of_one_bit_holds_0_and_1(tmp_path):
+    ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    Image.fromarray(ids.astype(bool)).save(tmp_path / "a.png")
+    coding = decode.plain_coding(2, mend="fix it")
+    np.testing.assert_array_equal(decode.mask(tmp_path / "a.png", coding), ids)
+
+
+def test_codings_are_exact():
+    raw = decode.raw_coco_coding(mend="fix it").table
+    assert raw[raw >= 0].tolist() == [*range(171), 255]
+    assert np.flatnonzero(raw[:182] < 0).tolist() == [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+    assert (raw[182:255] == -1).all()
+    reduced = decode.reduced_coding(150, zero="other", mend="fix it").table
+    assert reduced.tolist() == [255, *range(150), *[-1] * 104, 255]
+    plain = decode.plain_coding(171, mend="fix it").table
+    assert plain.tolist() == [*range(171), *[-1] * 84, 255]
+
+
+def test_values_without_a_meaning_are_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 20, 21], [255, 254, 21]], np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"a.png holds the values \[21, 254\]") as error:
+        decode.mask(path, CODING)
+    assert str(error.value).endswith("wanted 0 (background), 1..20 or 255: fix it")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
+def test_mask_with_colours_or_another_depth_is_refused(tmp_path, mode):
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(_noise(4, 4).astype(np.uint16)).save(path)
+    else:
+        Image.fromarray(_noise(4, 4, 3)).convert(mode).save(path)
+    with pytest.raises(ValueError, match=r"a.png cannot be used: mode .* 8-bit PNG whose one"):
+        decode.mask(path, CODING)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_grey_of_few_bits_is_refused_rather_than_stretched(tmp_path, depth):
+    path = tmp_path / "a.png"
+    path.write_bytes(_png(8, 1, depth, 0, b"\x00" + b"\x1b" * depth))
+    with Image.open(path) as image:  # what Pillow makes of ids 0..3 (or 1 and 11)
+        assert np.asarray(image).max() > 2**depth
+    with pytest.raises(ValueError, match="2- or 4-bit grey"):
+        decode.mask(path, CODING)
+
+
+def test_16_bit_photo_is_refused_rather_than_clipped(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)
+    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+        decode.photo(path)
+
+
+# A JPEG stream with flipped bits is not here: libjpeg decodes it to grey without an error.
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [(".png", "flipped")]
+    + [(s, d) for s in (".jpg", ".png") for d in ("truncated", "garbage", "empty", "text")],
+)
+def test_damaged_file_is_one_clear_error(tmp_path, suffix, damage):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(_noise(64, 64)).save(path)
+    good = path.read_bytes()
+    path.write_bytes(
+        {
+            "truncated": good[: len(good) // 2],
+            "garbage": _noise(2000).tobytes(),
+            "empty": b"",
+            "text": b"<html>404 not found</html>",
+            # past the header, every bit of the stream inverted
+            "flipped": good[:200] + bytes(255 - b for b in good[200:]),
+        }[damage]
+    )
+    message = rf"{path} cannot be used: .*Replace it or leave it out"
+    with pytest.raises(ValueError, match=message):
+        decode.photo(path)
+    with pytest.raises(ValueError, match=message):
+        decode.mask(path, CODING)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
+def test_bomb_is_refused_before_it_is_decoded(tmp_path, side):
+    # 9,000² is under Pillow's own warning, 12,000² warns there, 60,000² is an error there
+    path = tmp_path / "a.png"
+    path.write_bytes(_png(side, side, 8, 0, b""))
+    for read in (decode.photo, lambda p: decode.mask(p, CODING)):
+        with pytest.raises(ValueError, match=r"a.png cannot be used: .* (pixels|exceeds limit)"):
+            read(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a.jpg: no such file"):
+        decode.photo(tmp_path / "a.jpg")

@@ -1,0 +1,201 @@
+"""Figures: colour maps against a plain loop, PNG files read back with Pillow."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from otseg_jax import figures
+from otseg_jax.data.classes import Vocabulary
+
+PALETTE = ((220, 20, 60), (20, 160, 70), (30, 60, 200), (250, 200, 0))
+PETS = Vocabulary(("cat", "dog", "newt", "owl"), unseen=(2,), palette=PALETTE)
+
+
+@pytest.fixture
+def label() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.choice(np.array([0, 1, 3, 255], np.uint8), size=(14, 23))
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (14, 23, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_colorize_equals_a_loop(label, dtype):
+    coloured = figures.colorize(label.astype(dtype), PALETTE)
+    assert coloured.dtype == np.uint8
+    for y, x in np.ndindex(label.shape):
+        expected = (255, 255, 255) if label[y, x] == 255 else PALETTE[label[y, x]]
+        assert tuple(coloured[y, x]) == expected
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.35, 1.0])
+def test_overlay_mixes_classes_and_keeps_ignored_pixels(photo, label, alpha):
+    mixed = figures.overlay(photo, label, PALETTE, alpha=alpha)
+    for y, x in np.ndindex(label.shape):
+        expected = photo[y, x].astype(float)
+        if label[y, x] != 255:
+            expected = (1 - alpha) * expected + alpha * np.array(PALETTE[label[y, x]])
+        # rounding: at most half a level, and a hair for float32
+        np.testing.assert_allclose(mixed[y, x], expected, rtol=0, atol=0.5001)
+
+
+@pytest.mark.parametrize("wrong", [4, 254, -1, 256])
+def test_an_id_without_a_colour_is_named(photo, tmp_path, wrong):
+    label = np.zeros((14, 23), np.int32)
+    label[3, 5] = wrong
+    for draw in (
+        lambda: figures.colorize(label, PALETTE),
+        lambda: figures.overlay(photo, label, PALETTE),
+        lambda: figures.palette_png(tmp_path / "label.png", label, PALETTE),
+    ):
+        with pytest.raises(ValueError, match=rf"ids \[{wrong}\]; wanted 0\.\.3"):
+            draw()
+    assert not (tmp_path / "label.png").exists()
+
+
+def test_alpha_is_a_weight(photo, label):
+    with pytest.raises(ValueError, match=r"alpha=1\.5: wanted a weight in \[0, 1\]"):
+        figures.overlay(photo, label, PALETTE, alpha=1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_an_indexed_png_holds_the_ids_and_shows_the_colours(label, tmp_path, dtype):
+    path = tmp_path / "new" / "folder" / "label.png"
+    figures.palette_png(path, label.astype(dtype), PALETTE)
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), label)
+        np.testing.assert_array_equal(
+            np.asarray(picture.convert("RGB")), figures.colorize(label, PALETTE)
+        )
+
+
+def _read(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _pixels(picture: np.ndarray, colour) -> int:
+    return int((picture == np.array(colour, np.uint8)).all(-1).sum())
+
+
+def test_the_legend_of_a_panel_names_the_classes_that_are_scored(tmp_path):
+    photo = np.full((40, 60, 3), 128, np.uint8)
+    truth = np.full((40, 60), 255, np.uint8)
+    truth[10:30, 10:30] = 0
+    prediction = np.full((40, 60), 3, np.int32)  # but also at the object:
+    prediction[10:30, 10:30] = 2
+    figures.panel(tmp_path / "panel.png", [(photo, truth, prediction)], PETS)
+    picture = _read(tmp_path / "panel.png")
+    # the tiles are mixtures with the photo: a pure colour can only stand in the legend
+    assert [_pixels(picture, colour) > 100 for colour in PALETTE] == [True, False, True, False]
+
+
+def test_a_panel_shows_photo_truth_and_prediction_side_by_side(tmp_path):
+    photo = np.full((40, 60, 3), (90, 128, 40), np.uint8)
+    truth = np.full((40, 60), 1, np.uint8)
+    prediction = np.full((40, 60), 3, np.uint8)
+    figures.panel(tmp_path / "panel.png", [(photo, truth, prediction)] * 2, PETS)
+    picture = _read(tmp_path / "panel.png")
+    mixed = [photo[:1, :1]] + [
+        figures.overlay(photo[:1, :1], label[:1, :1], PALETTE, alpha=0.8)
+        for label in (truth, prediction)
+    ]
+    for column, colour in enumerate(mixed):
+        third = slice(picture.shape[1] * column // 3, picture.shape[1] * (column + 1) // 3)
+        for row, band in enumerate((slice(0, 400), slice(350, 800))):
+            assert _pixels(picture[band, third], colour[0, 0]) > 50_000, (row, column)
+    assert sum(_pixels(picture, colour[0, 0]) for colour in mixed) > 0.6 * picture[..., 0].size
+
+
+def test_an_unseen_class_is_marked_in_the_legend_alone(tmp_path):
+    label = np.ones((40, 60), np.uint8)
+    row = (np.full((40, 60, 3), 128, np.uint8), label, label)
+    seen = Vocabulary(PETS.names, unseen=(), palette=PALETTE)
+    unseen = Vocabulary(PETS.names, unseen=(1,), palette=PALETTE)
+    pictures = []
+    for vocabulary in (seen, unseen):
+        figures.panel(tmp_path / "panel.png", [row], vocabulary)
+        pictures.append(_read(tmp_path / "panel.png"))
+    tiles = [np.flatnonzero((p != 255).all(-1).mean(1) > 0.5).max() + 1 for p in pictures]
+    assert tiles[0] == tiles[1]
+    # titles and frames move by a fraction of a pixel as the page grows
+    np.testing.assert_array_equal(*(p[60 : tiles[0] - 10] for p in pictures))
+    text = [int((p[tiles[0] :] < 100).all(-1).sum()) for p in pictures]
+    assert text[1] > 1.5 * text[0] > 0  # a star, and a line that says what it means
+
+
+def test_rows_of_a_panel_may_differ_in_size(tmp_path):
+    rows = [
+        (np.zeros((h, w, 3), np.uint8), np.zeros((h, w), np.uint8), np.ones((h, w), np.int64))
+        for h, w in ((30, 60), (60, 30))
+    ]
+    figures.panel(tmp_path / "one.png", rows[:1], PETS)
+    figures.panel(tmp_path / "two.png", rows, PETS)
+    one, two = _read(tmp_path / "one.png"), _read(tmp_path / "two.png")
+    assert one.shape[1] == two.shape[1]
+    # the tall row is four times as high as the wide one, and both are drawn to scale
+    tile = 8.2 * 150 / 3
+    assert abs((two.shape[0] - one.shape[0]) - 2 * tile) <= 2
+
+
+def test_all_bad_rows_of_a_panel_are_named_at_once(tmp_path):
+    good, wide = np.zeros((4, 6), np.uint8), np.zeros((4, 7), np.uint8)
+    photo = np.zeros((4, 6, 3), np.uint8)
+    foreign = np.full((4, 6), 9, np.uint8)
+    rows = [(photo, good, good), (photo, wide, good), (photo, good, foreign)]
+    with pytest.raises(ValueError, match=r"row 1: truth is \(4, 7\), the photo \(4, 6\)") as caught:
+        figures.panel(tmp_path / "panel.png", rows, PETS)
+    assert "row 2: prediction holds ids [9]" in str(caught.value)
+    assert "row 0" not in str(caught.value)
+    with pytest.raises(ValueError, match="no rows"):
+        figures.panel(tmp_path / "panel.png", [], PETS)
+    assert not list(tmp_path.iterdir())
+
+
+def _write_log(path, records) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _run(steps, scale=1.0) -> list[dict]:
+    return [
+        {"step": t, "loss": scale * 3 / (1 + t), "learning_rate": 1e-4, "otseg+/hiou": scale * t}
+        for t in steps
+    ]
+
+
+def test_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path):
+    _write_log(tmp_path / "whole.jsonl", _run(range(30)))
+    _write_log(tmp_path / "resumed.jsonl", _run(range(15)) + _run(range(15, 22), scale=2.0))
+    with (tmp_path / "resumed.jsonl").open("a") as log:
+        log.write('{"step": 22, "loss": 1.\n')
+        log.writelines(json.dumps(record) + "\n" for record in _run(range(15, 30)))
+        log.write('{"step": 30, "lo')
+    for name in ("whole", "resumed"):
+        figures.curves(tmp_path / f"{name}.png", tmp_path / f"{name}.jsonl")
+    np.testing.assert_array_equal(_read(tmp_path / "whole.png"), _read(tmp_path / "resumed.png"))
+
+
+def test_curves_draw_one_chart_for_each_kind_of_scalar(tmp_path):
+    _write_log(tmp_path / "metrics.jsonl", _run(range(5)))
+    figures.curves(tmp_path / "three.png", tmp_path / "metrics.jsonl")
+    records = [{"step": t, "miou_seen": 50.0, "miou_unseen": None, "note": "x"} for t in range(5)]
+    _write_log(tmp_path / "metrics.jsonl", records)
+    figures.curves(tmp_path / "one.png", tmp_path / "metrics.jsonl")
+    three, one = _read(tmp_path / "three.png"), _read(tmp_path / "one.png")
+    assert three.shape[1] == 3 * one.shape[1]
+    line = (0x35, 0x63, 0xB8)
+    assert all(_pixels(chart, line) > 300 for chart in (one, *np.split(three, 3, axis=1)))
+
+
+def test_a_log_that_cannot_be_drawn_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.jsonl: no such log"):
+        figures.curves(tmp_path / "curves.png", tmp_path / "absent.jsonl")
+    _write_log(tmp_path / "metrics.jsonl", [{"step": 1, "images_per_second": 9.0}])
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: none of its names .*images_per_second"):
+        figures.curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")

@@ -1,0 +1,320 @@
+"""Every layout is found and read, on real samples and on trees written here; or refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from otseg_jax.data import classes, folders
+
+IDS = np.array([[0, 1, 2], [1, 255, 2]], np.uint8)
+"""Valid in every coding; 0 is background or class 0."""
+
+
+def _save(path: Path, *, size=(3, 2), ids=IDS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        Image.fromarray(ids).save(path)
+    else:
+        Image.new("RGB", size, (10, 200, 30)).save(path)
+
+
+def _write(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _voc(root: Path, *, aug="aug.txt", aug_names=("c", "d")) -> Path:
+    lists = root / "ImageSets/Segmentation"
+    _write(lists / "train.txt", "a", "b")
+    _write(lists / "val.txt", "v")
+    _write(lists / aug, *aug_names)
+    for name in "abcdv":
+        _save(root / f"JPEGImages/{name}.jpg")
+        folder = "SegmentationClassAug" if name in "cd" else "SegmentationClass"
+        _save(root / f"{folder}/{name}.png")
+    return root
+
+
+def _own(root: Path) -> Path:
+    _write(root / "classes.csv", "name,split", "cat,seen", "dog,seen", "newt,unseen")
+    for split in ("train", "val"):
+        for name in ("x.jpg", "y.PNG", "z.jpeg"):
+            path = root / "images" / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (3, 2)).save(path)
+            _save(root / "labels" / split / f"{path.stem}.png")
+    return root
+
+
+def _stems(folder):
+    return [path.stem for path in folder.images]
+
+
+@pytest.mark.parametrize("place", ["", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_real_voc(photos, place):
+    root = photos / "voc2012_mini" / place
+    train = folders.index("voc12", root, "train")
+    assert len(train) == 62 + 29
+    assert len(folders.index("voc12", root, "train", augmented=False)) == 62
+    assert {path.parent.name for path in train.labels[:62]} == {"SegmentationClass"}
+    assert {path.parent.name for path in train.labels[62:]} == {"SegmentationClassAug"}
+    val = folders.index("voc12", root, "val")
+    assert len(val) == 49
+    assert val.vocabulary is classes.VOC12
+
+
+def test_real_voc_labels_count_the_classes_of_the_published_table(photos):
+    """Images per class, counted from our ids, against the table that came with the sample."""
+    lines = (photos / "voc2012_mini/class_counts.tsv").read_text().splitlines()
+    expected = {row[1]: int(row[4]) for row in (line.split("\t") for line in lines[1:])}
+    counts = dict.fromkeys(classes.VOC12.names, 0)
+    for example in folders.index("voc12", photos / "voc2012_mini", "val"):
+        assert example["image"].shape == (*example["label"].shape, 3)
+        for k in set(np.unique(example["label"])) - {255}:
+            counts[classes.VOC12.names[k]] += 1
+    assert counts == {name: expected[name] for name in counts}
+    assert sum(counts.values()) > 49
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_coco_raw_ids_convert_to_the_shipped_train_ids(photos, split):
+    root = photos / "cocostuff_sample21"
+    shipped = folders.index("coco_stuff", root, split)
+    converted = folders.index("coco_stuff", root / "MSCOCO", split, raw_ids=True)
+    assert len(shipped) == len(converted) == {"train": 13, "val": 8}[split]
+    for one, other in zip(shipped, converted, strict=True):
+        assert one["name"] == other["name"]
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_real_ade_reduces_zero(photos):
+    val = folders.index("ade20k", photos / "ade_sample3", "val")
+    assert len(val) == 3
+    for i, example in enumerate(val):
+        raw = np.asarray(Image.open(val.labels[i])).astype(int)
+        np.testing.assert_array_equal(example["label"], np.where(raw == 0, 255, raw - 1))
+        assert example["name"] == f"ADE_val_0000000{i + 1}"
+    # wall (1) and sky (3) are in all three of these street scenes
+    assert {classes.ADE20K.names[k] for k in np.unique(val[0]["label"])[:3]} >= {"wall", "sky"}
+
+
+def test_voc_tree_is_read_in_list_order(tmp_path):
+    folder = folders.index("voc12", _voc(tmp_path), "train")
+    assert _stems(folder) == ["a", "b", "c", "d"]
+    example = folder[1]
+    assert example["name"] == "b"
+    assert example["image"].dtype == example["label"].dtype == np.uint8
+    np.testing.assert_array_equal(example["label"], [[255, 0, 1], [0, 255, 1]])
+
+
+@pytest.mark.parametrize("aug", ["aug.txt", "trainaug.txt"])
+def test_voc_double_counting_is_mended_and_said(tmp_path, caplog, aug):
+    root = _voc(tmp_path, aug=aug, aug_names=("a", "b", "c", "d"))
+    assert _stems(folders.index("voc12", root, "train")) == ["a", "b", "c", "d"]
+    said = f"{aug} repeats 2 images of train.txt: each is used once, 4 instead of 6 images"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("empty", ["SegmentationClass", "SegmentationClassAug"])
+def test_voc_masks_all_in_one_folder(tmp_path, empty):
+    root = _voc(tmp_path)
+    (full,) = {"SegmentationClass", "SegmentationClassAug"} - {empty}
+    for path in (root / empty).iterdir():
+        path.rename(root / full / path.name)
+    assert len(folders.index("voc12", root, "train")) == 4
+    assert len(folders.index("voc12", root, "val")) == 1
+
+
+def test_voc_without_the_augmented_list_names_the_option(tmp_path):
+    root = _voc(tmp_path, aug="other.txt")
+    with pytest.raises(FileNotFoundError, match=r"--config.data.augmented=False trains on train"):
+        folders.index("voc12", root, "train")
+    assert _stems(folders.index("voc12", root, "train", augmented=False)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("dataset", ["voc12", "pascal_context"])
+def test_training_on_validation_images_is_refused(tmp_path, dataset):
+    if dataset == "voc12":
+        _voc(tmp_path, aug_names=("c", "v"))
+    else:
+        _write(tmp_path / "train.txt", "a", "v")
+        _write(tmp_path / "val.txt", "v")
+        for name in "av":
+            _save(tmp_path / f"JPEGImages/{name}.jpg")
+            _save(tmp_path / f"SegmentationClassContext/{name}.png")
+    with pytest.raises(ValueError, match=r"val.txt holds out: v$"):
+        folders.index(dataset, tmp_path, "train")
+
+
+@pytest.mark.parametrize("lists", ["ImageSets/SegmentationContext", ""])
+@pytest.mark.parametrize("place", ["", "VOC2010", "VOCdevkit/VOC2010"])
+def test_context_layouts(tmp_path, lists, place):
+    home = tmp_path / place
+    for split, name in (("train", "a"), ("val", "b")):
+        _write(home / lists / f"{split}.txt", name)
+        _save(home / f"JPEGImages/{name}.jpg")
+        _save(home / f"SegmentationClassContext/{name}.png", ids=np.where(IDS == 2, 59, IDS))
+        folder = folders.index("pascal_context", tmp_path, split)
+        assert _stems(folder) == [name]
+        np.testing.assert_array_equal(folder[0]["label"], [[255, 0, 58], [0, 255, 58]])
+        assert folder.vocabulary is classes.PASCAL_CONTEXT
+
+
+@pytest.mark.parametrize("place", ["", "coco_stuff164k", "MSCOCO"])
+@pytest.mark.parametrize("images", ["images/val2017", "val2017"])
+def test_coco_layouts(tmp_path, place, images):
+    home = tmp_path / place
+    for name in ("2", "1"):
+        _save(home / images / f"{name}.jpg")
+        _save(home / f"annotations/val2017/{name}_labelTrainIds.png")
+    folder = folders.index("coco_stuff", tmp_path, "val")
+    assert _stems(folder) == ["1", "2"]
+    np.testing.assert_array_equal(folder[0]["label"], IDS)
+
+
+def test_coco_raw_maps_alone_name_the_option_that_converts_them(tmp_path):
+    _save(tmp_path / "images/train2017/1.jpg")
+    raw = np.array([[0, 12, 181], [26, 255, 92]], np.uint8)
+    _save(tmp_path / "annotations/train2017/1.png", ids=raw)
+    with pytest.raises(ValueError, match=r"raw ids alone .* --config.data.raw_ids=True converts"):
+        folders.index("coco_stuff", tmp_path, "train")
+    folder = folders.index("coco_stuff", tmp_path, "train", raw_ids=True)
+    np.testing.assert_array_equal(folder[0]["label"], [[0, 11, 170], [24, 255, 81]])
+
+
+def test_coco_train_ids_alone_are_not_converted_again(tmp_path):
+    _save(tmp_path / "images/train2017/1.jpg")
+    _save(tmp_path / "annotations/train2017/1_labelTrainIds.png")
+    with pytest.raises(ValueError, match=r"train ids alone .* --config.data.raw_ids=False"):
+        folders.index("coco_stuff", tmp_path, "train", raw_ids=True)
+
+
+@pytest.mark.parametrize(
+    ("raw_ids", "name", "value", "mend"),
+    [
+        (False, "1_labelTrainIds.png", 171, "--config.data.raw_ids=True"),
+        (True, "1.png", 11, "--config.data.raw_ids=False"),
+    ],
+)
+def test_coco_ids_under_the_wrong_name_are_told_by_their_values(
+    tmp_path, raw_ids, name, value, mend
+):
+    _save(tmp_path / "images/val2017/1.jpg")
+    _save(tmp_path / "annotations/val2017" / name, ids=np.where(IDS == 2, value, IDS))
+    folder = folders.index("coco_stuff", tmp_path, "val", raw_ids=raw_ids)
+    with pytest.raises(ValueError, match=rf"holds the values \[{value}\].*{mend}$"):
+        folder[0]
+
+
+@pytest.mark.parametrize("place", ["", "ADEChallengeData2016", "ade/ADEChallengeData2016"])
+def test_ade_layouts(tmp_path, place):
+    _save(tmp_path / place / "images/training/a.jpg")
+    _save(tmp_path / place / "annotations/training/a.png", ids=np.where(IDS == 2, 150, IDS))
+    folder = folders.index("ade20k", tmp_path, "train")
+    np.testing.assert_array_equal(folder[0]["label"], [[255, 0, 149], [0, 255, 149]])
+
+
+def test_your_own_folder(tmp_path):
+    (_own(tmp_path) / "images/train/._x.jpg").write_bytes(b"left by macOS")
+    (tmp_path / "images/train/notes.txt").write_text("not a photo")
+    folder = folders.index("folder", str(tmp_path), "train")
+    assert _stems(folder) == ["x", "y", "z"]
+    assert folder.vocabulary.names == ("cat", "dog", "newt")
+    assert folder.vocabulary.unseen == (2,)
+    np.testing.assert_array_equal(folder[2]["label"], IDS)
+    assert [example["name"] for example in folder] == ["x", "y", "z"]
+
+
+def test_partial_copy_is_said(tmp_path, caplog):
+    folders.index("voc12", _voc(tmp_path), "val")
+    assert "voc12 val: 1 images, the published split has 1449" in caplog.text
+    caplog.clear()
+    folders.index("voc12", tmp_path, "train", augmented=False)
+    folders.index("folder", _own(tmp_path / "own"), "val")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("dataset", ["voc12", "pascal_context", "coco_stuff", "ade20k", "folder"])
+def test_missing_root_and_empty_root(tmp_path, dataset):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder: --config.data.root"):
+        folders.index(dataset, tmp_path / "nowhere", "val")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        folders.index(dataset, tmp_path, "val")
+
+
+def test_wrong_root_lists_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        folders.index("pascal_context", tmp_path, "val")
+    for part in ("JPEGImages/ and SegmentationClassContext/", f"{tmp_path}/VOCdevkit/VOC2010"):
+        assert part in str(error.value)
+
+
+def test_unknown_data_set_and_split(tmp_path):
+    with pytest.raises(ValueError, match=r"data set 'cityscapes' .*wanted voc12, pascal_context"):
+        folders.index("cityscapes", tmp_path, "val")
+    with pytest.raises(ValueError, match="split 'test': wanted 'train' or 'val'"):
+        folders.index("voc12", tmp_path, "test")
+
+
+def test_missing_and_empty_lists(tmp_path):
+    path = _voc(tmp_path) / "ImageSets/Segmentation/val.txt"
+    _write(path)
+    with pytest.raises(ValueError, match=r"val.txt is empty: wanted one image name"):
+        folders.index("voc12", tmp_path, "val")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"found no .*val.txt"):
+        folders.index("voc12", tmp_path, "val")
+
+
+def test_missing_files_are_collected(tmp_path):
+    root = _voc(tmp_path, aug_names=[f"n{i}" for i in range(10)])
+    (root / "SegmentationClass/b.png").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        folders.index("voc12", root, "train")
+    message = str(error.value)
+    assert message.startswith(f"21 of 24 photos and masks are missing: {root}/SegmentationClass/b")
+    assert f"{root}/SegmentationClassAug/n1.png, and 16 more; complete the download" in message
+    assert message.count(".png") + message.count(".jpg") == 5
+
+
+def test_missing_masks_of_your_own(tmp_path):
+    (_own(tmp_path) / "labels/val/y.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^1 of 6 .*labels/val/y.png;"):
+        folders.index("folder", tmp_path, "val")
+
+
+def test_photos_that_share_a_mask_are_refused(tmp_path):
+    _save(_own(tmp_path) / "images/val/y.jpg")
+    with pytest.raises(ValueError, match=r"photos that share a mask, rename one of each: y$"):
+        folders.index("folder", tmp_path, "val")
+
+
+def test_folder_without_photos(tmp_path):
+    for path in (_own(tmp_path) / "images/val").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"images/val holds no photo \(.jpg, .jpeg, .png\)"):
+        folders.index("folder", tmp_path, "val")
+
+
+def test_sizes_that_differ_name_both_files(tmp_path):
+    _save(_own(tmp_path) / "images/val/x.jpg", size=(4, 2))
+    with pytest.raises(
+        ValueError, match=r"labels/val/x.png is 3 x 2 pixels, its photo .*x.jpg 4 x 2"
+    ):
+        folders.index("folder", tmp_path, "val")[0]
+
+
+def test_values_outside_the_class_list(tmp_path):
+    _save(_own(tmp_path) / "labels/val/x.png", ids=np.where(IDS == 2, 3, IDS))
+    with pytest.raises(ValueError, match=r"x.png holds the values \[3\], wanted 0..2 or 255: line"):
+        folders.index("folder", tmp_path, "val")[0]
+
+
+def test_corrupt_photo_is_named_when_read(tmp_path):
+    (_own(tmp_path) / "images/val/x.jpg").write_bytes(b"<html>not found</html>")
+    folder = folders.index("folder", tmp_path, "val")
+    assert folder[1]["name"] == "y"
+    with pytest.raises(ValueError, match=r"images/val/x.jpg cannot be used"):
+        folder[0]

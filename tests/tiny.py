@@ -1,0 +1,68 @@
+"""The authors' tiny model, loaded into ours: what every parity test of the whole model starts from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from conftest import DATA
+from flax import nnx
+from oracles import numbers
+
+from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
+from otseg_jax.models.otseg import OTSeg
+from otseg_jax.weights import mmseg, table
+
+VISION = VisionConfig(
+    image_size=32, patch_size=8, width=48, layers=4, heads=12, mlp_width=192, embed_dim=32
+)
+TEXT = TextConfig(
+    vocab_size=64, context_length=12, width=32, layers=3, heads=8, mlp_width=128, embed_dim=32
+)
+UNSEEN = (3, 5)
+SEEN = (0, 1, 2, 4, 6)
+
+
+@functools.cache
+def state_dict() -> dict[str, np.ndarray]:
+    """Arrays of the authors' checkpoint by their names."""
+    file = torch.load(DATA / "otseg_tiny.pth", weights_only=True)
+    return {name: tensor.numpy() for name, tensor in file["state_dict"].items()}
+
+
+def select(prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return {name: array for name, array in state_dict().items() if name.startswith(prefixes)}
+
+
+def otseg(**options) -> OTSeg:
+    """OTSeg with the authors' weights."""
+    model = nnx.eval_shape(lambda: OTSeg(VISION, prompt_tokens=5, rngs=nnx.Rngs(0), **options))
+    graphdef, state = nnx.split(model)
+    leaves = table.fill(
+        mmseg.otseg_rules(blocks=4, layers=3),
+        select(("backbone.", "decode_head.")),
+        table.flatten(state),
+        unused=mmseg.unused(layers=3),
+    )
+    return nnx.merge(graphdef, table.assign(state, leaves))
+
+
+def text_tower() -> TextTower:
+    """The text tower with the authors' weights."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: TextTower(TEXT, rngs=nnx.Rngs(0))))
+    leaves = table.fill(
+        mmseg.text_rules(blocks=3), select(("text_encoder.",)), table.flatten(state)
+    )
+    return nnx.merge(graphdef, table.assign(state, leaves))
+
+
+def image(name: str = "image") -> jax.Array:
+    """An image of the parity file, NHWC."""
+    return jnp.asarray(numbers("otseg_tiny_io")[name].transpose(0, 2, 3, 1))
+
+
+def text(regime: str) -> jax.Array:
+    """Prompt embeddings that the regime trains on."""
+    features = jnp.asarray(numbers("otseg_tiny_io")["text_features"])
+    return features[jnp.array(SEEN)] if regime == "inductive" else features
