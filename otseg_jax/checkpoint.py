@@ -58,8 +58,7 @@ class Checkpoints:
             directory: folder of the run's checkpoints, or a bucket ("gs://…"); need not exist.
             milestones: steps that are kept for good, such as the half of an inductive schedule that
                 a transductive one starts from.
-            metric: key of `save(metrics=...)` that decides which checkpoint is best, the higher the
-                better.
+            metric: key of `save(metrics=...)` that decides which is best; higher is better.
 
         Raises:
             ValueError: the directory is a file.
@@ -106,19 +105,19 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            self._manager.reload()  # it had already struck the steps to be replaced off its list
+            pass  # it had already struck the steps to be replaced off its list
             raise OSError(
                 f"saving step {self._saving} to {self.directory} failed ({_first_line(error)}); "
                 f"kept: {_listing(self._manager.all_steps())}. Check free space and permissions"
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending; waits for a running save."""
+        """Steps of the complete checkpoints, ascending; this and the next two wait for a save."""
         self.wait()
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The newest step, or None where there is no checkpoint; waits for a running save."""
+        """The newest step, or None where there is no checkpoint."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
@@ -140,12 +139,10 @@ class Checkpoints:
 
         Args:
             step: number of finished optimiser steps, above every step that is already there.
-            state: pytree of arrays with at least one level of names; the values at the time of the
-                call are saved, whatever happens to the buffers next.
+            state: pytree of arrays under names; saved as of now, whatever becomes of the buffers.
             meta: JSON object; tuples come back as lists.
             text: f32[k, n, c], text embeddings of the vocabulary.
-            metrics: results of an evaluation at this step, with the deciding one if there is any;
-                numbers that are not finite are stored as null.
+            metrics: results of an evaluation at this step; null is stored for what is not finite.
 
         Raises:
             ValueError: a step that is not new, a state that is not made of arrays, or a `meta` that
@@ -201,8 +198,8 @@ class Checkpoints:
         problems = manifest.differences(self._record(step)["leaves"], manifest.describe(targets))
         if problems:
             raise ValueError(
-                f"{self.directory}/{step} does not fit this model: {manifest.joined(problems)}. Use the "
-                "configuration that it was trained with (read_meta returns it)"
+                f"{self.directory}/{step} does not fit this model: {manifest.joined(problems)}. "
+                "Use the configuration that it was trained with (read_meta returns it)"
             )
         restored = self._read(step, "state", _restore_args(targets))
         leaves = manifest.leaves(restored)[0]
@@ -243,8 +240,8 @@ class Checkpoints:
                 problems, cause = [_first_line(error)], error
         others = _listing({*present} - {step})
         raise ValueError(
-            f"{item} of {self.directory}/{step} is damaged: {manifest.joined(problems)}. Put a copy in its "
-            f"place, or use another step (there: {others}); nothing was changed"
+            f"{item} of {self.directory}/{step} is damaged: {manifest.joined(problems)}. Put a copy "
+            f"in its place, or use another step (there: {others}); nothing was changed"
         ) from cause
 
     def _record(self, step: int) -> dict[str, Any]:
