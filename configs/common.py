@@ -7,6 +7,8 @@ run is resumed.
 
 import ml_collections
 
+# (mean, std) per channel in 0..255. (!) VOC, Context and COCO-Stuff were trained with ImageNet's
+# although CLIP was not; ADE20K with CLIP's own.
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
 

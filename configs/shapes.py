@@ -2,8 +2,8 @@
 
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
 
-Nothing is downloaded: images are drawn from a seed, and the CLIP is a small one with random weights.
-It has never seen a picture or a word, so expect the machinery to run and unseen classes to stay at
+Nothing is downloaded: images are drawn from a seed, and the CLIP is a small one with random
+weights. It has never seen a picture or a word, so the machinery runs and unseen classes stay at
 chance.
 """
 

@@ -4,32 +4,33 @@ A ConfigDict comes in; plain arrays and dataclasses go out. Text is f32[K, n, c]
 of the vocabulary, whatever the regime trains on.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import optim, regimes, sharding, text
+from otseg_jax import optim, regimes, sharding, text, towers
 from otseg_jax.data import classes, folders, shapes
-from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import OTSeg
-from otseg_jax.weights import hugging_face, table
+from otseg_jax.towers import Towers
+from otseg_jax.weights import table
+
+LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
 
-# Fields that do not change what is learned: a run may be resumed with other values. Of `clip.source`
-# and `text.embeddings` the content counts, not the path; their fingerprints are compared instead.
+# Fields that do not change what is learned: a run may be resumed with other values. Of the files
+# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
 FREE = (
     *("mesh.", "eval.", "clip.source", "text.embeddings", "text.cache", "init_", "model.remat"),
     *("data.root", "data.threads", "data.buffer"),
@@ -106,7 +107,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     regime = regimes.resolve(
         config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
     )
-    clip = _random_clip(config) if config.clip.source == "random" else _pretrained_clip(config)
+    clip = _open_towers(config)
     if config.data.crop % clip.vision_config.patch_size:
         raise ValueError(
             f"data.crop={config.data.crop} is not a multiple of the tower's patch, "
@@ -209,7 +210,7 @@ def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
             continue
         value = tuple(value) if isinstance(value, list) else value
         if ours.get(name) != value:
-            logging.info("%s=%s, as the checkpoint was trained with", name, value)
+            LOGGER.info("%s=%s, as the checkpoint was trained with", name, value)
             config.update_from_flattened_dict({name: value})
 
 
@@ -245,72 +246,18 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise ValueError("config: " + "; ".join(problems))
 
 
-class _Clip(NamedTuple):
-    vision_config: VisionConfig
-    vision: dict[str, np.ndarray] | None  # None: drawn with the rest of the model
-    fingerprint: str
-    text_fingerprint: str
-    make_text_tower: Callable[[], TextTower]
-    tokenizer: Callable[[list[str]], np.ndarray]
-
-
-def _random_clip(config: ml_collections.ConfigDict) -> _Clip:
-    sizes = config.clip.random
-    logging.warning(
-        "CLIP IS RANDOM: neither tower has ever seen a picture or a word, so scores on unseen "
-        "classes mean nothing. Set --config.clip.source to a CLIP directory or hub name."
-    )
-    vision = VisionConfig(
-        image_size=config.data.crop,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.embed_dim,
-        **sizes.vision,
-    )
-    text_config = TextConfig(
-        vocab_size=text.BYTE_VOCABULARY,
-        context_length=77,
-        embed_dim=sizes.embed_dim,
-        **sizes.text,
-    )
-
-    def fingerprint(*parts: Any) -> str:
-        return hashlib.sha256(repr(("random", config.seed, *parts)).encode()).hexdigest()
-
-    return _Clip(
-        vision_config=vision,
-        vision=None,
-        fingerprint=fingerprint(vision, text_config),
-        text_fingerprint=fingerprint(text_config),
-        make_text_tower=lambda: TextTower(text_config, rngs=nnx.Rngs(config.seed)),
-        tokenizer=partial(text.tokenise_bytes, context_length=text_config.context_length),
-    )
-
-
-def _pretrained_clip(config: ml_collections.ConfigDict) -> _Clip:
-    clip = hugging_face.load(config.clip.source, image_size=config.data.crop)
-
-    def make_text_tower() -> TextTower:
-        abstract = nnx.eval_shape(lambda: TextTower(clip.text_config, rngs=nnx.Rngs(0)))
-        graphdef, state = nnx.split(abstract)
-        return nnx.merge(graphdef, table.assign(state, clip.text))
-
-    return _Clip(
-        vision_config=clip.vision_config,
-        vision=clip.vision,
-        fingerprint=clip.fingerprint,
-        text_fingerprint=clip.text_fingerprint,
-        make_text_tower=make_text_tower,
-        tokenizer=lambda texts: text.tokenise(
-            texts, config.clip.source, context_length=clip.text_config.context_length
-        ),
-    )
+def _open_towers(config: ml_collections.ConfigDict) -> Towers:
+    crop = config.data.crop
+    if config.clip.source == "random":
+        return towers.random(config.clip.random.to_dict(), image_size=crop, seed=config.seed)
+    return towers.pretrained(config.clip.source, image_size=crop)
 
 
 def _embed_vocabulary(
     config: ml_collections.ConfigDict,
     vocabulary: classes.Vocabulary,
     templates: tuple[str, ...],
-    clip: _Clip,
+    clip: Towers,
 ) -> tuple[np.ndarray, str]:
     """Text embeddings f32[K, n, c], and a fingerprint of what made them."""
     if config.text.embeddings:
@@ -327,12 +274,12 @@ def _embed_vocabulary(
         clip.make_text_tower(),
         clip.tokenizer,
         text_fingerprint=clip.text_fingerprint,
-        cache_dir=config.text.cache or None,
+        cache_dir=Path(config.text.cache).expanduser() if config.text.cache else None,
     )
     return embeddings, clip.text_fingerprint
 
 
-def _build(config: ml_collections.ConfigDict, clip: _Clip, mesh: Mesh) -> tuple[Any, Any, Any]:
+def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
     def make() -> OTSeg:
         return OTSeg(
             clip.vision_config,
@@ -345,10 +292,13 @@ def _build(config: ml_collections.ConfigDict, clip: _Clip, mesh: Mesh) -> tuple[
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
     parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
     if clip.vision is None:
-        draw = jax.jit(
-            lambda: nnx.split(make(), optim.TRAINABLE, ...)[1:], out_shardings=(whole, parts)
-        )
-        return graphdef, *draw()
+
+        def draw_all():
+            _, trainable, frozen = nnx.split(make(), optim.TRAINABLE, ...)
+            return trainable, frozen
+
+        trainable, frozen = jax.jit(draw_all, out_shardings=(whole, parts))()
+        return graphdef, trainable, frozen
     # only what learns is drawn: XLA drops the random tower that nobody reads
     draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)
     leaves = {f"{optim.FROZEN}/{name}": leaf for name, leaf in clip.vision.items()}

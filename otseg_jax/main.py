@@ -1,20 +1,24 @@
-"""Train or evaluate from the command line.
+"""Train or evaluate from the command line; every field of the configuration is a flag.
 
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
-    python -m otseg_jax.main --config=configs/voc12.py:transductive --config.data.root=VOCdevkit/VOC2012 \
-        --config.init_from=runs/voc12 --workdir=runs/voc12_transductive
+    python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
+        --config.clip.source=openai/clip-vit-base-patch16 --workdir=runs/voc12
+    python -m otseg_jax.main --config=configs/voc12.py:transductive \
+        --config.data.root=VOCdevkit/VOC2012 --config.init_from=runs/voc12 --workdir=runs/voc12_t
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --mode=eval --workdir=runs/voc12
 
-Every field of the configuration is a flag: --config.train.steps=1000. `configs/common.py` lists them.
+`configs/common.py` lists the fields. A run goes on where it was if its command is given again.
 """
 
+import logging
 import sys
 import traceback
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from otseg_jax import evaluate, train
@@ -40,7 +44,7 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
     try:
-        work(CONFIG.value, WORKDIR.value)
+        work(CONFIG.value, flags.FLAGS.workdir)
     except (ValueError, FileNotFoundError) as error:
         # What our own code raises is an answer to whoever typed the command; what a library raises
         # is a fault of ours, and keeps its traceback.
@@ -59,7 +63,9 @@ def _is_ours(error: BaseException) -> bool:
 
 def run() -> None:
     """Entry point of the `otseg` command."""
-    logging.set_verbosity(logging.INFO)
+    # Orbax tells of every file at INFO; ours is worth hearing
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("otseg_jax").setLevel(logging.INFO)
     app.run(main)
 
 

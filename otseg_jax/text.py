@@ -93,13 +93,8 @@ def tokenise(
             f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
             "it is not CLIP's tokenizer"
         )
-    rows = clip(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=context_length,
-        return_tensors="np",
-    )
+    options = {"padding": "max_length", "truncation": True, "max_length": context_length}
+    rows = clip(list(texts), **options, return_tensors="np")
     return (rows["input_ids"] * rows["attention_mask"]).astype(np.int32)
 
 
@@ -115,8 +110,7 @@ def _load_tokenizer(source: str) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
-            f"{source!r} is no folder here, and its tokenizer could not be had from the Hugging "
-            f"Face hub: {error}"
+            f"{source!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
         ) from error
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} is damaged: {error}") from error
@@ -163,8 +157,8 @@ def embed(
         f32[k, n, c], unit length over c.
 
     Raises:
-        ValueError: k·n is not the number of texts; an embedding is not finite, as happens where
-            tokens come from a tokenizer that is not the tower's.
+        ValueError: k·n is not the number of texts; an embedding is not finite, as where the
+            tokenizer is not the tower's.
     """
     if len(tokens) != shape[0] * shape[1]:
         raise ValueError(f"{len(tokens)} texts are not {shape[0]} classes × {shape[1]} templates")

@@ -1,160 +1,35 @@
-"""Training: one pure, jitted step, and the loop that feeds, watches, saves and resumes it.
+"""Training: the loop that feeds the step, logs, validates, saves, stops when asked, and resumes.
 
-A batch is image f32[b, s, s, 3] (normalised) and label u8[b, s, s] (ids of the data set, 255
-ignored), b over all processes. A run is determined by its configuration: the step's random key and
-its batch are functions of (seed, step) alone, so an interrupted run ends where an uninterrupted one
-does.
+A run is determined by its configuration: the batch and the random key of a step are functions of
+(seed, step) alone, so an interrupted run ends where an uninterrupted one does.
 """
 
 import json
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import logging
-from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from otseg_jax import evaluate as evaluation
-from otseg_jax import experiment, figures, losses, optim, regimes, sharding
+from otseg_jax import evaluate, experiment, figures, optim, sharding
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
-from otseg_jax.models.otseg import upsample
+from otseg_jax.train_step import State, Step, make_train_step
+
+LOGGER = logging.getLogger(__name__)
 
 LOG = "metrics.jsonl"
-
-Scalars = dict[str, Float[Array, ""]]
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    trainable: Any
-    optimizer: Any
-
-
-Step = Callable[..., tuple[State, Scalars]]
-
-
-def make_train_step(
-    graphdef: Any,
-    optimizer: optax.GradientTransformation,
-    regime: regimes.Regime,
-    *,
-    mesh: Mesh,
-    accumulate: int = 1,
-    focal_weight: float = 100.0,
-    dice_weight: float = 1.0,
-    seed: int = 0,
-) -> Step:
-    """Compile a training step.
-
-    The gradient is that of the whole batch, over all devices and all parts that it is worked
-    through in: parts sum their losses, and one division by the global number of (image, present
-    class) pairs comes last.
-
-    Args:
-        graphdef: structure of the model.
-        optimizer: from `optim.make_optimizer`.
-        regime: classes, label table and pseudo-labels.
-        mesh: devices.
-        accumulate: parts a batch is worked through in, one after the other; must divide b.
-        focal_weight: factor of the focal loss.
-        dice_weight: factor of the dice loss.
-        seed: of dropout.
-
-    Returns:
-        Function (state, frozen, text f32[K, n, c], batch, step i32[]) → (state, scalars f32[]). The
-        state's buffers are given away. Scalars: "loss" and its parts, accuracies in [0, 1].
-
-    Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
-    """
-    table = jnp.asarray(regime.label_table)
-    trained = jnp.asarray(regime.classes)
-
-    def loss_sums(trainable, frozen, text, image, label, key):
-        """Losses of a part, still sums; what they are divided by; accuracies."""
-        logits = nnx.merge(graphdef, trainable, frozen)(image, text, key=key)
-        size = (label.shape[1], label.shape[2])
-        maps = {name: upsample(z, size) for name, z in logits._asdict().items() if z is not None}
-        target = regimes.pseudo_label(
-            maps["decoder"], maps.get("mps"), regimes.relabel(label, table), regime.unseen
-        )
-        terms = {
-            f"{name}_{term}": value
-            for name, z in maps.items()
-            for term, value in losses.segmentation(
-                z, target, focal_weight=focal_weight, dice_weight=dice_weight
-            ).items()
-        }
-        pairs = losses.count_pairs(target, len(regime.classes))
-        accuracies = {
-            f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()
-        }
-        return sum(terms.values()), (terms, pairs, accuracies)
-
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=(sharding.replicated(mesh), sharding.replicated(mesh)),
-    )
-    def step(
-        state: State,
-        frozen: Any,
-        text: Float[Array, "K n c"],
-        batch: Mapping[str, Array],
-        number: Int[Array, ""],
-    ) -> tuple[State, Scalars]:
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        text = text[trained]
-        # part i takes every accumulate-th image, so that each part is spread over all devices
-        parts = {
-            name: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
-            for name, x in batch.items()
-        }
-
-        def sums(part):
-            index, images = part
-            value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
-            (loss, (terms, pairs, accuracies)), gradient = value_and_grad(
-                state.trainable,
-                frozen,
-                text,
-                images["image"],
-                images["label"],
-                jax.random.fold_in(key, index),
-            )
-            return gradient, {"loss": loss, **terms}, pairs, accuracies
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, sums(part)), None
-
-        sequence = (jnp.arange(accumulate), parts)
-        shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], sequence))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (gradient, terms, pairs, accuracies), _ = jax.lax.scan(add, zeros, sequence)
-
-        pairs = jnp.maximum(pairs, 1.0)
-        gradient = jax.tree.map(lambda g: g / pairs, gradient)
-        updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
-        scalars = {name: value / pairs for name, value in terms.items()}
-        scalars |= {name: value / accumulate for name, value in accuracies.items()}
-        return State(optax.apply_updates(state.trainable, updates), slots), scalars
-
-    return step
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -167,7 +42,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
-        KeyboardInterrupt: after a checkpoint was written, where the user or the system asked to stop.
+        KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
     workdir = Path(workdir)
     source = experiment.open_split(config, "train")
@@ -198,7 +73,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         state = run(step, state, start, _batches(config, source, start))
     if jax.process_index() == 0 and (workdir / LOG).is_file():
         figures.curves(workdir / "curves.png", workdir / LOG)
-    evaluation.report(config, workdir, parts, validation, state.trainable)
+    evaluate.report(config, workdir, parts, validation, state.trainable)
 
 
 def checkpoints_of(
@@ -209,7 +84,7 @@ def checkpoints_of(
     A transductive run starts from the half of an inductive one, so that is kept.
     """
     return Checkpoints(
-        workdir / evaluation.CHECKPOINTS,
+        workdir / evaluate.CHECKPOINTS,
         milestones=[config.train.steps // 2],
         metric="hiou" if vocabulary.unseen else "miou",
     )
@@ -236,13 +111,13 @@ def _initial_state(
     if latest is None:
         return state, 0
     experiment.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
-    logging.info("Going on from step %d of %s", latest, workdir)
+    LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
 
 def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment) -> Any:
     """Trained weights of another run: by default half-way for pseudo-labels, else its latest."""
-    with Checkpoints(Path(config.init_from) / evaluation.CHECKPOINTS) as source:
+    with Checkpoints(Path(config.init_from) / evaluate.CHECKPOINTS) as source:
         latest = source.latest_step()
         if latest is None:
             raise FileNotFoundError(
@@ -253,7 +128,7 @@ def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment)
         half = meta["config"]["train"]["steps"] // 2
         step = config.init_step or (half if parts.regime.unseen else latest)
         experiment.check_same_model(meta, parts.meta, where=config.init_from)
-        logging.info("Starting from step %d of %s", step, config.init_from)
+        LOGGER.info("Starting from step %d of %s", step, config.init_from)
         return source.restore(step, {"trainable": parts.trainable})["trainable"]
 
 
@@ -345,15 +220,15 @@ class _Run:
             )
         return validate or save
 
-    def _validate(self, done: int, state: State) -> dict[str, float | None]:
-        results = evaluation.evaluate_split(
+    def _validate(self, done: int, state: State) -> dict[str, Any]:
+        results = evaluate.evaluate_split(
             self.config,
             self.parts,
             self.validation,
             state.trainable,
             images=self.config.train.eval_images,
         )
-        scores = {
+        scores: dict[str, dict[str, Any]] = {
             method: {name: value for name, value in summary.items() if name != "iou"}
             for method, summary in results.items()
         }
@@ -363,8 +238,8 @@ class _Run:
         best = scores[list(scores)[-1]]
         seen, unseen = best["miou_seen"], best["miou_unseen"]
         if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
-            logging.warning(
-                "step %d: seen classes reach %.1f mIoU and unseen ones %.1f: the text embeddings may "
+            LOGGER.warning(
+                "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
                 "not fit the tower (--config.text.embeddings, --config.clip.source)",
                 *(done, seen, unseen),
             )
@@ -375,7 +250,7 @@ class _Run:
     ) -> dict[str, str]:
         if not np.isfinite(scalars["loss"]):
             raise ValueError(
-                f"the loss is {scalars['loss']} at step {done}: lower --config.train.learning_rate, or "
+                f"loss {scalars['loss']} at step {done}: lower --config.train.learning_rate, or "
                 "use --config.dtype=float32; the last checkpoint is untouched"
             )
         numbers = {name: float(value) for name, value in scalars.items()}

@@ -116,7 +116,7 @@ def check_gradients(gradients, expected, prefix):
     for name, array in theirs.items():
         rule = rules.pop(name)
         ours = gradients[rule.target].transpose(rule.transpose or range(array.ndim))
-        # a key's bias moves all logits of a softmax alike: its true gradient is 0, theirs is rounding
+        # a key's bias moves all logits of a softmax alike: the true gradient is 0, theirs rounding
         scale = max(np.abs(a).max() for a in theirs.values()) if ".k.bias" in name else None
         if scale is None:
             assert relative_error(ours, array) < 1e-4, name

@@ -150,6 +150,22 @@ def test_embed_is_one_text_at_a_time(tower, batch):
         np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-6)
 
 
+class CountingTower(TextTower):
+    """Counts its traces: one for each compiled shape."""
+
+    traces = 0
+
+    def __call__(self, tokens):
+        CountingTower.traces += 1
+        return super().__call__(tokens)
+
+
+def test_embed_compiles_once():
+    tower = CountingTower(CONFIG, rngs=nnx.Rngs(0))
+    text.embed(tower, tokenizer(["a", "b", "c", "d", "e"]), shape=(5, 1), batch=2)
+    assert CountingTower.traces == 1
+
+
 def test_embed_refuses_what_does_not_fit(tower):
     tokens = tokenizer(["a", "b"])
     with pytest.raises(ValueError, match="2 texts are not 3 classes × 1 templates"):

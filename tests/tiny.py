@@ -1,4 +1,4 @@
-"""The authors' tiny model, loaded into ours: what every parity test of the whole model starts from."""
+"""The authors' tiny model, loaded into ours: what parity tests of the whole model start from."""
 
 import functools
 

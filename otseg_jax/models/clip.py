@@ -2,8 +2,8 @@
 
 Images are NHWC, f32[b, height, width, 3], already normalised. Tokens are f32[b, t, d]: the class
 token, the prompts if there are any, then the patches in row-major order. Parameters and the
-residual stream are float32; `dtype` is the type of the blocks' matrix products. LayerNorm, softmax
-and the last projection are computed in float32 whatever `dtype` is.
+residual stream are float32; `dtype` is the type of the products in patch embedding and blocks.
+LayerNorm, softmax and the last projection are computed in float32 whatever `dtype` is.
 """
 
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class VisionTower(nnx.Module):
     Args:
         config: sizes.
         double_class_embedding: add the class embedding a second time, as the reference does.
-        dtype: of the blocks' matrix products.
+        dtype: of the products in patch embedding and blocks.
         remat: recompute each block in the backward pass instead of keeping its activations.
         rngs: random streams of the initialisation.
 

@@ -64,7 +64,7 @@ class VisualPrompts(nnx.Module):
         self.first = nnx.Param(uniform((1, tokens, width)))
         self.deep = nnx.Param(uniform((blocks - 1, tokens, width)))
         self.proj = torch_linear(width, width, rngs=rngs)
-        # The reference draws this one weight from He's normal (fan out); its bias keeps the default.
+        # The reference draws this weight from He's normal (fan out); its bias keeps the default.
         self.proj.kernel[...] = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
             rngs.params(), (width, width)
         )
