@@ -1,4 +1,4 @@
-"""Your own data: photos, label maps and a class list in one folder.
+r"""Your own data: photos, label maps and a class list in one folder.
 
     python -m otseg_jax.main --config=configs/folder.py --config.data.root=my_data \
         --workdir=runs/my_data

@@ -1,4 +1,4 @@
-"""PASCAL Context: 59 classes, 10 of them unseen.
+r"""PASCAL Context: 59 classes, 10 of them unseen.
 
     python -m otseg_jax.main --config=configs/pascal_context.py \
         --config.data.root=VOCdevkit/VOC2010 --workdir=runs/pascal_context

@@ -17,8 +17,8 @@ Conventions:
                    used. It does not see the tower's attention, its last projection, or products of
                    two activations (attention, cosines).
     everything     Multiply-adds of every convolution and matrix product.
-    XLA flops      The compiler's estimate, two flops a multiply-add, additions and the like included,
-                   exponentials and logarithms not. It counts the body of a loop once: 1 of
+    XLA flops      The compiler's estimate, two flops a multiply-add, with additions and the like but
+                   without exponentials and logarithms. It counts the body of a loop once: 1 of
                    Sinkhorn's 100 updates.
 Sinkhorn's updates are sums, maxima, exponentials and logarithms of elements, not multiply-adds of a
 matrix product: neither of the first two conventions holds them. Their time is in images/s.
@@ -168,8 +168,8 @@ def forward(name: str) -> tuple[Callable[..., Any], Any, Any, Any]:
 
 def count_parameters(name: str) -> dict[str, Any]:
     """Count parameters: {"trainable": {part: number}, "frozen": number}."""
-    model = nnx.eval_shape(lambda: build(name))
-    trainable, frozen = nnx.split(model, optim.TRAINABLE, ...)[1:]
+    state = nnx.state(nnx.eval_shape(lambda: build(name)))
+    trainable, frozen = nnx.split_state(state, optim.TRAINABLE, ...)
 
     def size(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -241,7 +241,9 @@ def table(models: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"{'':46}" + "".join(f"{name:>10}" for name in models)]
 
     def row(label: str, *path: str, unit: float = 1.0, digits: int = 2) -> None:
-        values = [functools.reduce(operator.getitem, path, model) for model in models.values()]
+        values: list[Any] = [
+            functools.reduce(operator.getitem, path, model) for model in models.values()
+        ]
         cells = ["-" if value is None else f"{value / unit:.{digits}f}" for value in values]
         lines.append(f"{label:46}" + "".join(f"{cell:>10}" for cell in cells))
 

@@ -288,16 +288,15 @@ def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple
             rngs=nnx.Rngs(config.seed),
         )
 
-    graphdef, trainable, frozen = nnx.split(nnx.eval_shape(make), optim.TRAINABLE, ...)
+    graphdef, *states = nnx.split(nnx.eval_shape(make), optim.TRAINABLE, ...)
+    trainable, frozen = states
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
     parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
     if clip.vision is None:
-
-        def draw_all():
-            _, trainable, frozen = nnx.split(make(), optim.TRAINABLE, ...)
-            return trainable, frozen
-
-        trainable, frozen = jax.jit(draw_all, out_shardings=(whole, parts))()
+        draw_all = jax.jit(
+            lambda: nnx.split(make(), optim.TRAINABLE, ...)[1:], out_shardings=(whole, parts)
+        )
+        trainable, frozen = draw_all()
         return graphdef, trainable, frozen
     # only what learns is drawn: XLA drops the random tower that nobody reads
     draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)

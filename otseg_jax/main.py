@@ -1,4 +1,4 @@
-"""Train or evaluate from the command line; every field of the configuration is a flag.
+r"""Train or evaluate from the command line; every field of the configuration is a flag.
 
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
@@ -56,6 +56,19 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse flags; a field or file that does not exist gets one line, not a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = CONFIG.value.seed  # a file that could not be read raises only when it is used
+    except AttributeError as error:
+        reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+        sys.exit(f"error: --config has no such field: {reason}")
+    except OSError as error:
+        sys.exit(f"error: --config cannot be read: {error}")
+    return rest
+
+
 def _is_ours(error: BaseException) -> bool:
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return PACKAGE in Path(raised_in).resolve().parents
@@ -66,7 +79,7 @@ def run() -> None:
     # Orbax tells of every file at INFO; ours is worth hearing
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("otseg_jax").setLevel(logging.INFO)
-    app.run(main)
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

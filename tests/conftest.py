@@ -9,6 +9,8 @@ import pytest
 DATA = Path(__file__).parent / "data"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# virtual devices, so that sharding is tested where there is one CPU
+jax.config.update("jax_num_cpu_devices", 4)
 
 
 def _external(name: str) -> Path:

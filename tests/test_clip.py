@@ -247,14 +247,8 @@ def test_vit_b16_has_exactly_openais_parameters():
 
 
 def test_leaf_names():
-    layers = [
-        "attention/query",
-        "attention/key",
-        "attention/value",
-        "attention/out",
-        "mlp/up",
-        "mlp/down",
-    ]
+    layers = [f"attention/{part}" for part in ("query", "key", "value", "out")]
+    layers += ["mlp/up", "mlp/down"]
     block = {f"blocks/0/{layer}/{leaf}" for layer in layers for leaf in ("kernel", "bias")}
     block |= {f"blocks/0/{norm}/{leaf}" for norm in ("ln_1", "ln_2") for leaf in ("scale", "bias")}
     block |= {"position_embedding", "projection/kernel"}

@@ -1,10 +1,12 @@
-"""What the cost table says: counts of a toy by hand, and the papers' own numbers for both models."""
+"""What the cost table says: toys counted by hand, and the papers' numbers for both models."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+
 from experiments import cost
 
 
@@ -92,9 +94,7 @@ def test_trainable_parameters_are_the_published_ones_less_the_unused():
 
 
 def test_the_committed_file_holds_these_counts():
-    path = cost.__file__.replace(".py", ".json")
-    with open(path, encoding="utf-8") as file:
-        models = json.load(file)["models"]
+    models = json.loads(Path(cost.__file__).with_suffix(".json").read_text())["models"]
     assert set(models) == set(cost.MODELS)
     for name, model in models.items():
         assert model["parameters"] == cost.count_parameters(name)
