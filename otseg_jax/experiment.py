@@ -19,11 +19,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import optim, regimes, sharding, text, towers
+from otseg_jax import model_dir, optim, regimes, sharding, text, towers
 from otseg_jax.data import classes, folders, shapes
 from otseg_jax.models.otseg import OTSeg
 from otseg_jax.towers import Towers
-from otseg_jax.weights import table
+from otseg_jax.weights import detect, table
 
 LOGGER = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     regime = regimes.resolve(
         config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
     )
-    clip = _open_towers(config)
+    clip = open_towers(config)
     if config.data.crop % clip.vision_config.patch_size:
         raise ValueError(
             f"data.crop={config.data.crop} is not a multiple of the tower's patch, "
@@ -117,7 +117,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     if config.model.decoder == "cross_attention":
         templates = templates[:1]  # ZegCLIP describes a class by one prompt
     embeddings, text_fingerprint = _embed_vocabulary(config, vocabulary, templates, clip)
-    graphdef, trainable, frozen = _build(config, clip, mesh)
+    graphdef, trainable, frozen = build(config, clip, mesh)
     meta = {
         "config": json.loads(json.dumps(config.to_dict())),
         "classes": list(vocabulary.names),
@@ -196,6 +196,32 @@ def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where
         raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
 
 
+def start_from_model(model: model_dir.Model, parts: Experiment, *, where: str) -> Any:
+    """What is trained, taken from a model directory.
+
+    Args:
+        model: as read.
+        parts: the experiment; its own trainable state gives names and shapes.
+        where: the directory, for messages.
+
+    Returns:
+        Trainable state, whole on every device.
+
+    Raises:
+        ValueError: a CLIP alone, or weights of another model.
+    """
+    if model.config["kind"] != "otseg":
+        raise ValueError(f"{where} holds a CLIP alone: set --config.clip.source={where} instead")
+    trained = {
+        name: leaf for name, leaf in model.leaves.items() if not name.startswith(f"{optim.FROZEN}/")
+    }
+    try:
+        filled = table.assign(parts.trainable, trained)
+    except ValueError as error:
+        raise ValueError(f"{where} is not of this configuration's model: {error}") from error
+    return jax.device_put(filled, sharding.replicated(parts.mesh))
+
+
 def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
     """Take over, in place, what decides how trained weights are to be run.
 
@@ -246,11 +272,26 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise ValueError("config: " + "; ".join(problems))
 
 
-def _open_towers(config: ml_collections.ConfigDict) -> Towers:
-    crop = config.data.crop
-    if config.clip.source == "random":
+def open_towers(config: ml_collections.ConfigDict) -> Towers:
+    """The CLIP that a configuration names: `clip.source`, or what is in the model it starts from.
+
+    Args:
+        config: `clip`, `data.crop`, `init_from` and `seed`.
+
+    Returns:
+        The towers.
+
+    Raises:
+        FileNotFoundError, ValueError: as `towers.pretrained`.
+    """
+    crop, source = config.data.crop, config.clip.source
+    if config.init_from and detect.is_model(config.init_from):
+        if source != config.init_from:
+            LOGGER.info("clip.source=%s, the model that is started from", config.init_from)
+        return towers.pretrained(config.init_from, image_size=crop)
+    if source == "random":
         return towers.random(config.clip.random.to_dict(), image_size=crop, seed=config.seed)
-    return towers.pretrained(config.clip.source, image_size=crop)
+    return towers.pretrained(source, image_size=crop)
 
 
 def _embed_vocabulary(
@@ -268,6 +309,9 @@ def _embed_vocabulary(
             width=clip.vision_config.embed_dim,
         )[:, : len(templates)]
         return embeddings, table.fingerprint({"embeddings": embeddings})
+    stored = text.vocabulary_hash(vocabulary.names, templates, clip.text_fingerprint)
+    if clip.stored is not None and clip.stored[1] == stored:
+        return clip.stored[0], clip.text_fingerprint
     embeddings = text.load_or_embed(
         vocabulary.names,
         templates,
@@ -279,7 +323,18 @@ def _embed_vocabulary(
     return embeddings, clip.text_fingerprint
 
 
-def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
+def build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen.
+
+    Args:
+        config: `model`, `dtype` and `seed`.
+        clip: from `open_towers`.
+        mesh: devices.
+
+    Returns:
+        graphdef, trainable state, frozen state.
+    """
+
     def make() -> OTSeg:
         return OTSeg(
             clip.vision_config,

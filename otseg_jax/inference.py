@@ -78,7 +78,7 @@ def _forward(graphdef, mesh, trainable, frozen, text, batch, mps_weight):
 
 
 @partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def label_map(
+def score_map(
     logits: Float[Array, "n k gh gw"],
     origins: Int[Array, "n 2"],
     weights: Float[Array, " n"],
@@ -89,8 +89,8 @@ def label_map(
     window: int,
     canvas: tuple[int, int],
     output: tuple[int, int],
-) -> UInt8[Array, "H W"]:
-    """Turn the logits of a photo's windows into its label map.
+) -> Float[Array, "k H W"]:
+    """Turn the logits of a photo's windows into scores at its original size.
 
     Scores are σ(z) − offset, averaged where windows overlap, resized to the original size.
 
@@ -106,14 +106,69 @@ def label_map(
         output: (H, W) rounded up; static.
 
     Returns:
-        u8[*output], ids 0..k-1; what lies outside `output_size` is unspecified.
+        f32[k, *output], in [−offset, 1]; what lies outside `output_size` is unspecified.
 
     Source: OTSeg (arXiv 2403.14183), inference.
     """
     scores = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
     stitched = windows.stitch(scores, origins, weights, height=canvas[0], width=canvas[1])
-    resized = windows.resize(stitched, size, output_size, height=output[0], width=output[1])
-    return jnp.argmax(resized, axis=0).astype(jnp.uint8)
+    return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
+
+
+@partial(jax.jit, static_argnames=("window", "canvas", "output"))
+def label_map(
+    logits: Float[Array, "n k gh gw"],
+    origins: Int[Array, "n 2"],
+    weights: Float[Array, " n"],
+    offset: Float[Array, " k"],
+    size: Int[Array, "2"],
+    output_size: Int[Array, "2"],
+    *,
+    window: int,
+    canvas: tuple[int, int],
+    output: tuple[int, int],
+) -> UInt8[Array, "H W"]:
+    """The class with the highest score at every pixel: argmax of `score_map`, as u8[*output]."""
+    scores = score_map(
+        *(logits, origins, weights, offset, size, output_size),
+        window=window,
+        canvas=canvas,
+        output=output,
+    )
+    return jnp.argmax(scores, axis=0).astype(jnp.uint8)
+
+
+def scores(
+    predict: Predict,
+    image: Float[np.ndarray, "h w 3"],
+    offset: Float[np.ndarray, " k"],
+    *,
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> dict[str, Float[np.ndarray, "k H W"]]:
+    """Scores of one photo by every method.
+
+    Args:
+        predict: from `make_predict`.
+        image: f32[h, w, 3], normalised.
+        offset: f32[k], subtracted from the scores.
+        size: (H, W) wanted.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        batch_size: windows predicted together; one shape compiles.
+
+    Returns:
+        f32[k, H, W] per method.
+    """
+    example = {"image": image, "label": np.zeros(size, np.uint8)}
+    (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
+    height, width = size
+    return {
+        method: np.asarray(score_map(*arrays, **static))[:, :height, :width]
+        for method, (arrays, static) in _stitching(photo, offset, window, stride)
+    }
 
 
 @dataclass
@@ -214,6 +269,17 @@ def _predicted(
 def _label_maps(
     photo: _Photo, offset: np.ndarray, window: int, stride: int
 ) -> dict[str, np.ndarray]:
+    height, width = photo.example["label"].shape
+    return {
+        method: np.asarray(label_map(*arrays, **static))[:height, :width]
+        for method, (arrays, static) in _stitching(photo, offset, window, stride)
+    }
+
+
+def _stitching(
+    photo: _Photo, offset: np.ndarray, window: int, stride: int
+) -> Iterator[tuple[str, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Per method the arguments of `score_map`, filled up so that photos share their shapes."""
     height, width = photo.example["image"].shape[:2]
     out_height, out_width = photo.example["label"].shape
     canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
@@ -222,23 +288,14 @@ def _label_maps(
     origins = np.zeros((slots, 2), np.int32)
     origins[:used] = photo.origins
     weights = (np.arange(slots) < used).astype(np.float32)
-    maps = {}
+    size = np.array((height, width), np.int32)
+    output_size = np.array((out_height, out_width), np.int32)
+    output = (windows.bucket(out_height), windows.bucket(out_width))
     for method in photo.logits[0]:
         logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
         logits[:used] = [z[method] for z in photo.logits]
-        padded = label_map(
-            logits,
-            origins,
-            weights,
-            offset,
-            np.array((height, width), np.int32),
-            np.array((out_height, out_width), np.int32),
-            window=window,
-            canvas=canvas,
-            output=(windows.bucket(out_height), windows.bucket(out_width)),
-        )
-        maps[method] = np.asarray(padded)[:out_height, :out_width]
-    return maps
+        arrays = (logits, origins, weights, offset, size, output_size)
+        yield method, (arrays, {"window": window, "canvas": canvas, "output": output})
 
 
 def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """Read a CLIP that Hugging Face's transformers saved, without torch.
 
-The weights are safetensors, torch's zip or flax's msgpack, whole or in shards. Leaves come back as flat dicts of float32 numpy
-arrays, named as in `weights.table`, for `models.clip.VisionTower` and `models.clip.TextTower`.
+The weights are safetensors, torch's zip or flax's msgpack, whole or in shards.
 """
 
 import json
@@ -25,6 +24,7 @@ WEIGHTS = tuple(
 )
 
 SHARDS = ("model-*.safetensors", "pytorch_model-*.bin", "flax_model-*.msgpack")
+PATTERNS = (CONFIG, *WEIGHTS, *SHARDS, *hub.TOKENIZER)
 
 UNUSED = (
     "logit_scale",
@@ -48,22 +48,23 @@ def load(source: str | Path, *, image_size: int | None = None) -> Clip:
         FileNotFoundError: no such folder or hub name, or one without the two files.
         ValueError: another architecture, a damaged file, weights that do not cover the towers.
     """
-    return resized(load_stored(source)[0], image_size)
+    folder = hub.find(source, PATTERNS)
+    return resized(load_stored(folder, str(source))[0], image_size)
 
 
-def load_stored(source: str | Path) -> tuple[Clip, files.Stored]:
+def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rule]]:
     """Read a CLIP at its stored image size, and what its file holds.
 
     Args:
-        source: as of `load`.
+        folder: where the files lie.
+        source: what the user called it.
 
     Returns:
-        The CLIP and the arrays it was made from.
+        The CLIP, the arrays it was made from, and the table between the two.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
     """
-    folder = hub.find(source, [CONFIG, *WEIGHTS, *SHARDS, *hub.TOKENIZER])
     vision_config, text_config = read_config(folder / CONFIG)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
@@ -77,7 +78,7 @@ def load_stored(source: str | Path) -> tuple[Clip, files.Stored]:
         table = [flax_rule(rule) for rule in table]
     where = f"{path} does not fit {folder / CONFIG}"
     clip = assemble(table, stored.arrays, vision_config, text_config, unused=UNUSED, where=where)
-    return clip, stored
+    return clip, stored, table
 
 
 def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:

@@ -5,6 +5,8 @@ visual prompts), `text_encoder.*` and `decode_head.*`. The rules map those names
 `OTSeg` and of `TextTower`; `unused` lists the weights that the original program never uses.
 """
 
+import numpy as np
+
 from otseg_jax.weights import openai
 from otseg_jax.weights.table import Rule, linear, norm
 
@@ -50,6 +52,21 @@ def text_rules(*, blocks: int) -> list[Rule]:
     return openai.text_rules("text_encoder.", "", blocks=blocks)
 
 
+def rules(*, blocks: int, layers: int, text_blocks: int = 0) -> list[Rule]:
+    """Rules for a whole checkpoint: leaves of `OTSeg`, and those of `TextTower` below "text/".
+
+    Args:
+        blocks: transformer blocks of the vision tower.
+        layers: layers of the decoder.
+        text_blocks: transformer blocks of the text tower; 0: the checkpoint has none.
+
+    Returns:
+        One rule per leaf.
+    """
+    text = openai.text_rules("text_encoder.", "text/", blocks=text_blocks) if text_blocks else []
+    return [*otseg_rules(blocks=blocks, layers=layers), *text]
+
+
 def unused(*, layers: int) -> list[str]:
     """Names of weights that the original program stores and never uses.
 
@@ -74,3 +91,33 @@ def unused(*, layers: int) -> list[str]:
             )
         ]
     return names
+
+
+def stand_ins(*, layers: int, width: int, classes: int) -> dict[str, np.ndarray]:
+    """Arrays for the unused names of a model that was not trained by the original program.
+
+    Args:
+        layers: layers of the decoder.
+        width: its channels.
+        classes: number of classes trained on.
+
+    Returns:
+        Name → array as the original program initialises it (its self-attention: zeros), so that a
+        strict load finds every name.
+    """
+    shapes = {
+        "norm1.weight": np.ones(width, np.float32),
+        "norm1.bias": np.zeros(width, np.float32),
+        "self_attn.in_proj_weight": np.zeros((3 * width, width), np.float32),
+        "self_attn.in_proj_bias": np.zeros(3 * width, np.float32),
+        "self_attn.out_proj.weight": np.zeros((width, width), np.float32),
+        "self_attn.out_proj.bias": np.zeros(width, np.float32),
+    }
+    arrays = {
+        f"decode_head.decoder_1.layers.{i}.{name}": array
+        for i in range(layers)
+        for name, array in shapes.items()
+    }
+    weights = np.ones(classes + 1, np.float32)
+    weights[-1] = 0.1  # of "no object"
+    return {"decode_head.loss_decode.criterion.empty_weight": weights, **arrays}
