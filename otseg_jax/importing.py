@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 
-from otseg_jax import experiment, model_dir, optim, regimes, sharding, text
+from otseg_jax import experiment, model_dir, regimes, sharding, text
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import classes
 from otseg_jax.model_dir import Model
@@ -24,15 +23,13 @@ from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import clip, detect, files, mmseg, openai, table
 from otseg_jax.weights.table import Rule
 
-Config = ml_collections.ConfigDict | None
-
 
 class Options(NamedTuple):
     """What the command line adds to a source.
 
     Attributes:
         tokenizer: folder or hub name, where the source holds none.
-        classes: file `name,split` of the classes, where the data set of the configuration is not it.
+        classes: file `name,split` of the classes, where the configuration names no data set.
         clip: CLIP of a workdir, where it lies elsewhere now.
         checkpoint: of a workdir: "latest", "best" or a step.
         image_size: side in pixels to which a CLIP's positions are resized; 0: as stored.
@@ -70,7 +67,7 @@ class Imported(NamedTuple):
 def load(
     source: str | Path,
     *,
-    config: Config = None,
+    config: ml_collections.ConfigDict | None = None,
     options: Options = Options(),  # noqa: B008 (a named tuple is immutable)
     tokenise: Callable[[list[str]], np.ndarray] | None = None,
 ) -> Imported:
@@ -137,7 +134,7 @@ def _from_clip(found: detect.Found, origin: dict[str, str], options: Options) ->
 def _from_mmseg(
     stored: files.Stored,
     origin: dict[str, str],
-    config: Config,
+    config: ml_collections.ConfigDict | None,
     options: Options,
     tokenise: Callable[[list[str]], np.ndarray] | None,
 ) -> tuple[Model, tuple[Rule, ...]]:
@@ -339,7 +336,7 @@ def _with_embeddings(
 
 
 def _from_run(path: Path, options: Options) -> Model:
-    """The model of a workdir: trained weights of a step, and the CLIP that its configuration names."""
+    """The model of a workdir: trained weights of a step, and the CLIP of its configuration."""
     with Checkpoints(path / "checkpoints") as checkpoints:
         wanted = options.checkpoint
         chosen = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}

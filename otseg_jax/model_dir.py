@@ -37,9 +37,20 @@ PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
 
 COMMON = {"kind": str, "vision": dict, "clip_fingerprint": str, "text_fingerprint": str}
 OTSEG = {
-    **{"model": dict, "classes": list, "unseen": list, "palette": list, "templates": list},
-    **{"regime": str, "mean": list, "std": list, "scale": list, "window": int, "stride": int},
-    **{"seen_offset": float, "mps_weight": float, "vocabulary_hash": str},
+    "model": dict,
+    "classes": list,
+    "unseen": list,
+    "palette": list,
+    "templates": list,
+    "regime": str,
+    "mean": list,
+    "std": list,
+    "scale": list,
+    "window": int,
+    "stride": int,
+    "seen_offset": float,
+    "mps_weight": float,
+    "vocabulary_hash": str,
 }
 
 
@@ -147,7 +158,7 @@ def write_into(folder: Path, model: Model) -> None:
     if model.embeddings is not None:
         arrays["embeddings"] = model.embeddings
     # safetensors writes memory as it lies, so that a transposed view would come out wrong
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(contiguous, folder / WEIGHTS, metadata={"format": detect.FORMAT})
     config = {"format": detect.FORMAT, "version": 1, **model.config}
     if model.tokenizer is not None:
@@ -232,10 +243,7 @@ def beside(dest: str | Path) -> Iterator[Path]:
         FileNotFoundError: the folder above is not there.
     """
     dest = Path(dest)
-    if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
-        raise ValueError(f"{dest} is there already: remove it, or choose another name")
-    if not dest.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{dest.absolute().parent} is not there: make the folder first")
+    check_free(dest)
     part = dest.absolute().parent / f".{dest.name}.{uuid.uuid4().hex}.part"
     try:
         yield part
@@ -244,6 +252,18 @@ def beside(dest: str | Path) -> Iterator[Path]:
         if part.is_dir():
             shutil.rmtree(part)
         part.unlink(missing_ok=True)
+
+
+def check_free(dest: Path) -> None:
+    """Refuse a destination that is taken, or in a folder that is not there.
+
+    Raises:
+        ValueError, FileNotFoundError: which of the two.
+    """
+    if dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
+        raise ValueError(f"{dest} is there already: remove it, or choose another name")
+    if not dest.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{dest.absolute().parent} is not there: make the folder first")
 
 
 def sizes(config: VisionConfig | TextConfig) -> dict[str, Any]:
@@ -257,8 +277,11 @@ def as_meta(config: Mapping[str, Any]) -> dict[str, Any]:
     clip_options = {"source": config["source"]["name"]}
     return {
         "config": {
-            **{"model": config["model"], "regime": config["regime"], "data": data},
-            **{"clip": clip_options, "seed": 0},
+            "model": config["model"],
+            "regime": config["regime"],
+            "data": data,
+            "clip": clip_options,
+            "seed": 0,
         },
         **{name: config[name] for name in ("classes", "unseen", "templates", "vocabulary_hash")},
         "clip_fingerprint": config["clip_fingerprint"],

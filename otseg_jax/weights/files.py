@@ -144,7 +144,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, np.ndarray]:
     """Arrays of nested dicts by joined name; a file made to harm may nest without end."""
     arrays: dict[str, np.ndarray] = {}
-    waiting = [((str(key),), value) for key, value in tree.items()]
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), dict(tree))]
     visited = 0
     while waiting:
         key, value = waiting.pop()

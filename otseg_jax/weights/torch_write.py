@@ -96,7 +96,7 @@ class _Pickle:
         for part in (str(len(self.arrays)), "cpu", int(array.size)):
             self.add(part)
         self.code += b"tQ"
-        for part in (0, tuple(array.shape), strides, False):
-            self.add(part)
+        for number in (0, tuple(array.shape), strides, False):
+            self.add(number)
         self.code += b"ccollections\nOrderedDict\n)RtR"
         self.arrays.append(array)

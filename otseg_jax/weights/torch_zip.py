@@ -224,7 +224,7 @@ class _Machine:
         self.refused: list[str] = []
         self.result: Any = None
 
-    def step(self, name: str, argument: Any, position: int) -> None:
+    def step(self, name: str, argument: Any, position: int | None) -> None:
         stack = self.stack
         match name:
             case "PROTO" | "FRAME":
@@ -270,7 +270,7 @@ class _Machine:
             case _:
                 raise ValueError(f"opcode {name} at byte {position}")
 
-    def _name(self, name: str, position: int) -> _Name:
+    def _name(self, name: str, position: int | None) -> _Name:
         known = name in ADMITTED or name in STORAGES or name in DTYPES
         if not known and not name.startswith(("__torch__.", "torch.jit._pickle.build_")):
             self.refused.append(f"{name} (byte {position})")
