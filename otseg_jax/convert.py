@@ -125,6 +125,7 @@ def main(argv: Sequence[str]) -> None:
     """Run what the command line says."""
     try:
         rest = FLAGS(list(argv))[1:]
+        config = FLAGS.config  # a file that could not be read raises only here
     except flags.Error as error:
         sys.exit(f"error: {error}; --help lists the flags")
     except (OSError, AttributeError) as error:
@@ -139,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
         lambda: print(
             convert(
                 *rest,
-                config=FLAGS.config,
+                config=config,
                 options=options,
                 format=FLAGS.format,
                 verify=FLAGS.verify,

@@ -201,11 +201,20 @@ def _by_torch(
 def _by_us(model: Model, image: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
     otseg = model.build() if model.config["kind"] == "otseg" else None
     tower = otseg.vision if otseg else _clip_vision(model)
-    found = _vision_layers(tower, otseg, jnp.asarray(image))
+    graphdef, state = nnx.split((tower, otseg))
+
+    @jax.jit
+    def image_layers(state, image, embeddings):
+        tower, otseg = nnx.merge(graphdef, state)
+        found = _vision_layers(tower, otseg, image)
+        return found if otseg is None else found | _decoder_layers(otseg, image, embeddings)
+
+    classes = None if model.embeddings is None else model.embeddings[:TEXTS]
+    found = image_layers(state, image, classes)
     if model.text_config is not None:
-        found |= _text_layers(model.build_text_tower(), jnp.asarray(tokens))
-    if otseg is not None and model.embeddings is not None:
-        found |= _decoder_layers(otseg, jnp.asarray(image), jnp.asarray(model.embeddings[:TEXTS]))
+        text_graphdef, text_state = nnx.split(model.build_text_tower())
+        read = jax.jit(lambda state, tokens: _text_layers(nnx.merge(text_graphdef, state), tokens))
+        found |= read(text_state, tokens)
     return found
 
 
@@ -218,18 +227,10 @@ def _clip_vision(model: Model) -> VisionTower:
 
 
 def _vision_layers(tower: VisionTower, otseg: OTSeg | None, image: jax.Array) -> dict[str, Any]:
-    """Each layer is the output of the tower cut off after it, so that its own code is what runs."""
-    blocks = list(tower.blocks)
-    prompts = otseg.prompts(1) if otseg else None
-    found = {}
-    tokens = image
-    for count in range(len(blocks) + 1):
-        tower.blocks = nnx.List(blocks[:count])
-        tokens = tower.encode(image, None if prompts is None or not count else prompts[:count])
-        found[f"vision block {count - 1}" if count else "vision embedding"] = tokens
-    tower.blocks = nnx.List(blocks)
-    found["vision projection"] = tower.project(otseg.prompts.norm(tokens) if otseg else tokens)
-    return found
+    stages = list(tower.stages(image, otseg.prompts(1) if otseg else None))
+    found = {f"vision block {i}": tokens for i, tokens in enumerate(stages[1:])}
+    last = otseg.prompts.norm(stages[-1]) if otseg else stages[-1]
+    return {"vision embedding": stages[0], **found, "vision projection": tower.project(last)}
 
 
 def _text_layers(tower: TextTower, tokens: jax.Array) -> dict[str, Any]:

@@ -308,11 +308,17 @@ def test_published_towers_are_covered_name_by_name(name):
     shared = {"embed_dim": embed}
     ours = (
         VisionConfig(
-            image_size=size, patch_size=patch, width=width, layers=layers,
+            image_size=size,
+            patch_size=patch,
+            width=width,
+            layers=layers,
             **{"heads": heads, "mlp_width": 4 * width, **shared},
         ),
         TextConfig(
-            vocab_size=49408, context_length=77, width=text_width, layers=12,
+            vocab_size=49408,
+            context_length=77,
+            width=text_width,
+            layers=12,
             **{"heads": text_heads, "mlp_width": 4 * text_width, **shared},
         ),
     )
