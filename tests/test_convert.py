@@ -467,6 +467,7 @@ def test_the_command_line(inputs, tmp_path, capsys, monkeypatch):
         ),
     ):
         with pytest.raises(SystemExit) as stop:
-            convert_main(["convert", *arguments])
+            monkeypatch.setattr(sys, "argv", ["convert", *arguments])  # config_flags look there
+            convert_main(sys.argv)
         assert str(stop.value.code).startswith(message)
     assert "Resize a CLIP's positions" in capsys.readouterr().out
