@@ -125,7 +125,8 @@ def main(argv: Sequence[str]) -> None:
     """Run what the command line says."""
     try:
         rest = FLAGS(list(argv))[1:]
-        config = FLAGS.config  # a file that could not be read raises only here
+        config = FLAGS.config
+        _ = config is None or config.seed  # a file that could not be read raises only when used
     except flags.Error as error:
         sys.exit(f"error: {error}; --help lists the flags")
     except (OSError, AttributeError) as error:

@@ -466,8 +466,8 @@ def test_the_command_line(inputs, tmp_path, capsys, monkeypatch):
             "error: --config cannot be read",
         ),
     ):
+        monkeypatch.setattr(sys, "argv", ["convert", *arguments])  # config_flags look there
         with pytest.raises(SystemExit) as stop:
-            monkeypatch.setattr(sys, "argv", ["convert", *arguments])  # config_flags look there
             convert_main(sys.argv)
         assert str(stop.value.code).startswith(message)
     assert "Resize a CLIP's positions" in capsys.readouterr().out
