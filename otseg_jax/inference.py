@@ -77,8 +77,7 @@ def _forward(graphdef, mesh, trainable, frozen, text, batch, mps_weight):
     return jax.lax.with_sharding_constraint(methods, sharding.replicated(mesh))
 
 
-@partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def label_map(
+def scores(
     logits: Float[Array, "n k gh gw"],
     origins: Int[Array, "n 2"],
     weights: Float[Array, " n"],
@@ -89,10 +88,8 @@ def label_map(
     window: int,
     canvas: tuple[int, int],
     output: tuple[int, int],
-) -> UInt8[Array, "H W"]:
-    """Turn the logits of a photo's windows into its label map.
-
-    Scores are σ(z) − offset, averaged where windows overlap, resized to the original size.
+) -> Float[Array, "k H W"]:
+    """Turn the logits of a photo's windows into its scores: σ(z) − offset, averaged and resized.
 
     Args:
         logits: f32[n, k, gh, gw] on the patch grid of each window.
@@ -106,14 +103,18 @@ def label_map(
         output: (H, W) rounded up; static.
 
     Returns:
-        u8[*output], ids 0..k-1; what lies outside `output_size` is unspecified.
+        f32[k, *output], in [-offset, 1]; what lies outside `output_size` is unspecified.
 
     Source: OTSeg (arXiv 2403.14183), inference.
     """
-    scores = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
-    stitched = windows.stitch(scores, origins, weights, height=canvas[0], width=canvas[1])
-    resized = windows.resize(stitched, size, output_size, height=output[0], width=output[1])
-    return jnp.argmax(resized, axis=0).astype(jnp.uint8)
+    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
+    stitched = windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
+    return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
+
+
+@partial(jax.jit, static_argnames=("window", "canvas", "output"))
+def _label_map(*arrays: Any, **sizes: Any) -> UInt8[Array, "H W"]:
+    return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.uint8)
 
 
 @dataclass
@@ -226,7 +227,7 @@ def _label_maps(
     for method in photo.logits[0]:
         logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
         logits[:used] = [z[method] for z in photo.logits]
-        padded = label_map(
+        padded = _label_map(
             logits,
             origins,
             weights,

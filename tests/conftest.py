@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from oracles import reference_sinkhorn
 
-DATA = Path(__file__).parent / "data"
+from otseg_jax.models import decoder, otseg
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # virtual devices, so that sharding is tested where there is one CPU
@@ -34,3 +36,15 @@ def photos() -> Path:
 def clip_files() -> Path:
     """Folder of the real CLIP tokenizer, position embedding and text embeddings."""
     return _external("clip")
+
+
+@pytest.fixture
+def authors_stop(monkeypatch):
+    """Let Sinkhorn stop where the authors' program does, so that all the rest can be compared."""
+
+    def mps(similarity, **options):
+        m, n = similarity.shape[-2:]
+        return m * n * jnp.sum(reference_sinkhorn(similarity, **options) * similarity, axis=-1)
+
+    monkeypatch.setattr(decoder, "sinkhorn", reference_sinkhorn)
+    monkeypatch.setattr(otseg, "mps", mps)
