@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Tests compile far more than they compute: without LLVM's optimisation they take a third of the
+# time. It must be set before jax is imported.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +17,12 @@ from otseg_jax.models import decoder, otseg
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # virtual devices, so that sharding is tested where there is one CPU
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile each program once: whole runs in several tests are the same to XLA."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _external(name: str) -> Path:

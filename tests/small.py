@@ -32,11 +32,16 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
         "eval.scale": (32, 32),
         "eval.stride": 24,
     }
-    with config.unlocked():
-        for name, value in (small | fields).items():
-            group, _, leaf = name.rpartition(".")
-            node = config
-            for part in filter(None, group.split(".")):
-                node = node[part]
-            node[leaf] = value
+    update(config, small | fields)
     return config
+
+
+def update(config: ml_collections.ConfigDict, fields: dict) -> None:
+    """Set fields by dotted name, new ones too."""
+    with config.unlocked():
+        for name, value in fields.items():
+            *groups, leaf = name.split(".")
+            node = config
+            for group in groups:
+                node = node[group]
+            node[leaf] = value

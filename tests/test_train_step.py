@@ -12,6 +12,7 @@ from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.train_step import State, make_train_step
 from otseg_jax.weights import table
 
+MAKE_MESH = sharding.make_mesh
 SHAPES = VOCABULARIES["shapes"]
 
 
@@ -26,7 +27,7 @@ def batch(size=4):
 
 def one_step(monkeypatch, *, devices, data, model, regime="inductive", steps=1, **fields):
     """Losses and updated weights after some steps on a grid of devices."""
-    mesh = sharding.make_mesh(data=data, model=model, devices=jax.devices()[:devices])
+    mesh = MAKE_MESH(data=data, model=model, devices=jax.devices()[:devices])
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
     # split even the small model's weights, or `model` would have nothing to do
     monkeypatch.setattr(sharding, "SPLIT_FROM", 64)
@@ -36,7 +37,8 @@ def one_step(monkeypatch, *, devices, data, model, regime="inductive", steps=1, 
         kernel = parts.frozen["vision"]["blocks"][0]["mlp"]["up"]["kernel"][...]
         assert kernel.sharding.spec == jax.P(None, "model")
     optimizer = optim.make_optimizer(1e-3)
-    state = State(parts.trainable, jax.jit(optimizer.init)(parts.trainable))
+    whole = sharding.replicated(mesh)
+    state = State(parts.trainable, jax.jit(optimizer.init, out_shardings=whole)(parts.trainable))
     step = make_train_step(
         parts.graphdef,
         optimizer,
@@ -73,7 +75,7 @@ def test_four_devices_equal_one(monkeypatch):
 
 
 def test_parts_of_a_batch_equal_the_whole(monkeypatch):
-    fields = {"model.dropout": 0.0, "regime": "transductive"}  # each part draws its own dropout
+    fields = {"regime": "transductive", "model.dropout": 0.0}  # each part draws its own dropout
     grid = {"devices": 2, "data": 2, "model": 1}
     whole = one_step(monkeypatch, **grid, **fields)
     parts = one_step(monkeypatch, **grid, **fields, **{"train.accumulate": 2})
