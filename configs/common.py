@@ -66,7 +66,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "dropout": 0.1,  # rate in [0, 1)
                 "epsilon": 0.05,  # weight of the entropy in Sinkhorn
                 "iterations": 100,  # Sinkhorn updates
-                "remat": False,  # recompute blocks in the backward pass (any value, same result)
+                # recompute blocks in the backward pass to save memory (any value, same result);
+                # XLA's CPU backend undoes it: there train.accumulate is what helps
+                "remat": False,
             },
             "data": {
                 "dataset": "",  # voc12 | pascal_context | coco_stuff | ade20k | folder | shapes

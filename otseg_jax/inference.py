@@ -77,8 +77,7 @@ def _forward(graphdef, mesh, trainable, frozen, text, batch, mps_weight):
     return jax.lax.with_sharding_constraint(methods, sharding.replicated(mesh))
 
 
-@partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def score_map(
+def scores(
     logits: Float[Array, "n k gh gw"],
     origins: Int[Array, "n 2"],
     weights: Float[Array, " n"],
@@ -90,9 +89,7 @@ def score_map(
     canvas: tuple[int, int],
     output: tuple[int, int],
 ) -> Float[Array, "k H W"]:
-    """Turn the logits of a photo's windows into scores at its original size.
-
-    Scores are σ(z) − offset, averaged where windows overlap, resized to the original size.
+    """Turn the logits of a photo's windows into its scores: σ(z) − offset, averaged and resized.
 
     Args:
         logits: f32[n, k, gh, gw] on the patch grid of each window.
@@ -106,39 +103,24 @@ def score_map(
         output: (H, W) rounded up; static.
 
     Returns:
-        f32[k, *output], in [−offset, 1]; what lies outside `output_size` is unspecified.
+        f32[k, *output], in [-offset, 1]; what lies outside `output_size` is unspecified.
 
     Source: OTSeg (arXiv 2403.14183), inference.
     """
-    scores = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
-    stitched = windows.stitch(scores, origins, weights, height=canvas[0], width=canvas[1])
+    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
+    stitched = windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
     return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
 
 
+_score_map = jax.jit(scores, static_argnames=("window", "canvas", "output"))
+
+
 @partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def label_map(
-    logits: Float[Array, "n k gh gw"],
-    origins: Int[Array, "n 2"],
-    weights: Float[Array, " n"],
-    offset: Float[Array, " k"],
-    size: Int[Array, "2"],
-    output_size: Int[Array, "2"],
-    *,
-    window: int,
-    canvas: tuple[int, int],
-    output: tuple[int, int],
-) -> UInt8[Array, "H W"]:
-    """The class with the highest score at every pixel: argmax of `score_map`, as u8[*output]."""
-    scores = score_map(
-        *(logits, origins, weights, offset, size, output_size),
-        window=window,
-        canvas=canvas,
-        output=output,
-    )
-    return jnp.argmax(scores, axis=0).astype(jnp.uint8)
+def _label_map(*arrays: Any, **sizes: Any) -> UInt8[Array, "H W"]:
+    return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.uint8)
 
 
-def scores(
+def photo_scores(
     predict: Predict,
     image: Float[np.ndarray, "h w 3"],
     offset: Float[np.ndarray, " k"],
@@ -166,8 +148,8 @@ def scores(
     (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
     height, width = size
     return {
-        method: np.asarray(score_map(*arrays, **static))[:, :height, :width]
-        for method, (arrays, static) in _stitching(photo, offset, window, stride)
+        method: np.asarray(_score_map(*arrays, **sizes))[:, :height, :width]
+        for method, arrays, sizes in _stitching(photo, offset, window, stride)
     }
 
 
@@ -271,15 +253,15 @@ def _label_maps(
 ) -> dict[str, np.ndarray]:
     height, width = photo.example["label"].shape
     return {
-        method: np.asarray(label_map(*arrays, **static))[:height, :width]
-        for method, (arrays, static) in _stitching(photo, offset, window, stride)
+        method: np.asarray(_label_map(*arrays, **sizes))[:height, :width]
+        for method, arrays, sizes in _stitching(photo, offset, window, stride)
     }
 
 
 def _stitching(
     photo: _Photo, offset: np.ndarray, window: int, stride: int
-) -> Iterator[tuple[str, tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Per method the arguments of `score_map`, filled up so that photos share their shapes."""
+) -> Iterator[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]:
+    """Per method the arguments of `scores`, filled up so that photos share their shapes."""
     height, width = photo.example["image"].shape[:2]
     out_height, out_width = photo.example["label"].shape
     canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
@@ -295,7 +277,7 @@ def _stitching(
         logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
         logits[:used] = [z[method] for z in photo.logits]
         arrays = (logits, origins, weights, offset, size, output_size)
-        yield method, (arrays, {"window": window, "canvas": canvas, "output": output})
+        yield method, arrays, {"window": window, "canvas": canvas, "output": output}
 
 
 def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

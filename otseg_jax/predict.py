@@ -142,7 +142,7 @@ class Segmenter:
             mesh=self._mesh,
             mps_weight=self.config["mps_weight"],
         )
-        found = inference.scores(
+        found = inference.photo_scores(
             predict,
             image,
             offset,

@@ -20,16 +20,6 @@ from transformers import CLIPTokenizer
 
 from otseg_jax.models.clip import TextTower
 
-TEMPLATES_6 = (
-    "a photo of a {}.",
-    "a portrait of a {}.",
-    "a part of a {}.",
-    "a segment of a {}.",
-    "a photo of small {}.",
-    "a photo of medium {}.",
-)
-TEMPLATES_8 = (*TEMPLATES_6, "a photo of large {}.", "a background of a {}.")
-
 BYTE_VOCABULARY = 258
 _BEGIN, _END = 256, 257
 

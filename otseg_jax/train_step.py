@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax import losses, regimes, sharding
-from otseg_jax.models.otseg import upsample
+from otseg_jax.models.otseg import Logits, upsample
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -29,6 +29,49 @@ class State(NamedTuple):
 
 
 Step = Callable[..., tuple[State, Scalars]]
+
+
+def loss_sums(
+    logits: Logits,
+    label: Integer[Array, "b H W"],
+    regime: regimes.Regime,
+    *,
+    focal_weight: float = 100.0,
+    dice_weight: float = 1.0,
+) -> tuple[Scalars, Float[Array, ""], Scalars]:
+    """Losses of both logit maps against labels of the data set, still sums.
+
+    Args:
+        logits: f32[b, k, h, w] on the patch grid, over `regime.classes`.
+        label: [b, H, W], ids of the data set, 255 ignored.
+        regime: label table and classes that pseudo-labels are drawn from.
+        focal_weight: factor of the focal loss.
+        dice_weight: factor of the dice loss.
+
+    Returns:
+        (terms, pairs, accuracies): weighted focal and dice per map, to be divided by max(1, pairs)
+        of the whole batch; number of (image, present class) pairs; pixel accuracy per map.
+
+    Source: OTSeg (arXiv 2403.14183), training loss.
+    """
+    size = (label.shape[1], label.shape[2])
+    maps = {name: upsample(z, size) for name, z in logits._asdict().items() if z is not None}
+    target = regimes.pseudo_label(
+        maps["decoder"],
+        maps.get("mps"),
+        regimes.relabel(label, regime.label_table),
+        regime.unseen,
+    )
+    terms = {
+        f"{name}_{term}": value
+        for name, z in maps.items()
+        for term, value in losses.segmentation(
+            z, target, focal_weight=focal_weight, dice_weight=dice_weight
+        ).items()
+    }
+    pairs = losses.count_pairs(target, len(regime.classes))
+    accuracies = {f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()}
+    return terms, pairs, accuracies
 
 
 def make_train_step(
@@ -64,28 +107,13 @@ def make_train_step(
 
     Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
     """
-    table = jnp.asarray(regime.label_table)
     trained = jnp.asarray(regime.classes)
 
-    def loss_sums(trainable, frozen, text, image, label, key):
-        """Losses of a part, still sums; what they are divided by; accuracies."""
-        logits = nnx.merge(graphdef, trainable, frozen)(image, text, key=key)
-        size = (label.shape[1], label.shape[2])
-        maps = {name: upsample(z, size) for name, z in logits._asdict().items() if z is not None}
-        target = regimes.pseudo_label(
-            maps["decoder"], maps.get("mps"), regimes.relabel(label, table), regime.unseen
+    def part_sums(trainable, frozen, text, images, key):
+        logits = nnx.merge(graphdef, trainable, frozen)(images["image"], text, key=key)
+        terms, pairs, accuracies = loss_sums(
+            logits, images["label"], regime, focal_weight=focal_weight, dice_weight=dice_weight
         )
-        terms = {
-            f"{name}_{term}": value
-            for name, z in maps.items()
-            for term, value in losses.segmentation(
-                z, target, focal_weight=focal_weight, dice_weight=dice_weight
-            ).items()
-        }
-        pairs = losses.count_pairs(target, len(regime.classes))
-        accuracies = {
-            f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()
-        }
         return sum(terms.values()), (terms, pairs, accuracies)
 
     @partial(
@@ -110,14 +138,9 @@ def make_train_step(
 
         def sums(part):
             index, images = part
-            value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
+            value_and_grad = jax.value_and_grad(part_sums, has_aux=True)
             (loss, (terms, pairs, accuracies)), gradient = value_and_grad(
-                state.trainable,
-                frozen,
-                text,
-                images["image"],
-                images["label"],
-                jax.random.fold_in(key, index),
+                state.trainable, frozen, text, images, jax.random.fold_in(key, index)
             )
             return gradient, {"loss": loss, **terms}, pairs, accuracies
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import torch
-from conftest import DATA
 from flax import nnx
-from oracles import numbers
+from oracles import DATA, numbers
 
 from configs import common
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
