@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from otseg_jax import experiment, figures, inference, metrics, model_dir
+from otseg_jax import agreement, experiment, figures, inference, metrics, model_dir
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
@@ -163,10 +163,10 @@ def _assemble(
     config: ml_collections.ConfigDict, meta: Mapping[str, Any], where: str
 ) -> tuple[experiment.Source, experiment.Experiment]:
     """The data and the model, run as `meta` says that it was trained."""
-    experiment.adopt(config, meta)
+    agreement.adopt(config, meta)
     source = experiment.open_split(config, "val")
     parts = experiment.assemble(config, source.vocabulary)
-    experiment.check_same_model(meta, parts.meta, where=where)
+    agreement.check_same_model(meta, parts.meta, where=where)
     return source, parts
 
 

@@ -6,7 +6,6 @@ of the vocabulary, whatever the regime trains on.
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ from otseg_jax.weights import detect, table
 LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
-
-# Fields that do not change what is learned: a run may be resumed with other values. Of the files
-# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
-FREE = (
-    *("mesh.", "eval.", "clip.source", "text.embeddings", "text.cache", "init_", "model.remat"),
-    *("data.root", "data.threads", "data.buffer"),
-    *("train.log_every", "train.eval_every", "train.eval_images", "train.checkpoint_every"),
-)
 
 
 @dataclass(frozen=True)
@@ -140,62 +131,6 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     )
 
 
-def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
-    """Refuse to go on with a run that another configuration began.
-
-    Args:
-        saved: description in the run's checkpoint.
-        meta: description of this experiment.
-        where: the workdir, for the message.
-
-    Raises:
-        ValueError: every field that differs, except those of `FREE`.
-    """
-    theirs, ours = _leaves(saved["config"]), _leaves(meta["config"])
-    problems = [
-        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
-    ]
-    if problems:
-        raise ValueError(
-            f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
-            "flags to resume it, or choose another --workdir"
-        )
-    check_same_model(saved, meta, where=where)
-
-
-def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
-    """Refuse a checkpoint that was trained with another CLIP or other text embeddings.
-
-    Where the class names differ it is another data set, and its embeddings are no concern here.
-
-    Args:
-        saved: description in the checkpoint.
-        meta: description of this experiment.
-        where: the checkpoint, for the message.
-
-    Raises:
-        ValueError: what differs.
-    """
-    problems = []
-    if saved["clip_fingerprint"] != meta["clip_fingerprint"]:
-        problems.append(
-            "its CLIP weights are not those of --config.clip.source="
-            f"{meta['config']['clip']['source']} (it was trained with "
-            f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
-        )
-    same_classes = saved["classes"] == meta["classes"]
-    if same_classes and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
-        problems.append(
-            "its text embeddings are not these: the vocabulary hash is "
-            f"{saved['vocabulary_hash'][:12]} there and {meta['vocabulary_hash'][:12]} here; check "
-            "--config.text.templates, --config.text.embeddings and --config.clip.source"
-        )
-    if problems:
-        raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
-
-
 def start_from_model(model: model_dir.Model, parts: Experiment, *, where: str) -> Any:
     """What is trained, taken from a model directory.
 
@@ -220,24 +155,6 @@ def start_from_model(model: model_dir.Model, parts: Experiment, *, where: str) -
     except ValueError as error:
         raise ValueError(f"{where} is not of this configuration's model: {error}") from error
     return jax.device_put(filled, sharding.replicated(parts.mesh))
-
-
-def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
-    """Take over, in place, what decides how trained weights are to be run.
-
-    Args:
-        config: of an evaluation; its own `model`, `regime`, `data.crop`, `data.mean` and `data.std`
-            give way, and every change is announced.
-        saved: description in the checkpoint.
-    """
-    theirs, ours = _leaves(saved["config"]), _leaves(config.to_dict())
-    for name, value in theirs.items():
-        if not name.startswith(("model.", "regime", "data.crop", "data.mean", "data.std")):
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        if ours.get(name) != value:
-            LOGGER.info("%s=%s, as the checkpoint was trained with", name, value)
-            config.update_from_flattened_dict({name: value})
 
 
 def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -357,13 +274,3 @@ def build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[
     draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)
     leaves = {f"{optim.FROZEN}/{name}": leaf for name, leaf in clip.vision.items()}
     return graphdef, draw(), jax.device_put(table.assign(frozen, leaves), parts)
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = value
-    return leaves

@@ -1,7 +1,7 @@
 """CLIP, OTSeg and ZegCLIP in plain torch, from a checkpoint's own names, for --verify.
 
-Written from the equations, apart from the models: nothing of `models` or `weights` is used. torch is
-an optional extra; this module is imported only where it is present. Every function returns named
+Written from the equations, apart from the models: nothing of `models` or `weights` is used. torch
+is an optional extra; this module is imported only where it is present. Every function returns named
 intermediate results, so that the first wrong layer shows. Arrays go in and come out as numpy.
 """
 

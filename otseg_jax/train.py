@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from otseg_jax import evaluate, experiment, figures, model_dir, optim, sharding
+from otseg_jax import agreement, evaluate, experiment, figures, model_dir, optim, sharding
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
@@ -112,7 +112,7 @@ def _initial_state(
     state = State(trainable, jax.jit(optimizer.init, out_shardings=whole)(trainable))
     if latest is None:
         return state, 0
-    experiment.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
+    agreement.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
     LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
@@ -127,7 +127,7 @@ def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment)
             )
         model = model_dir.read(config.init_from)
         saved = model_dir.as_meta(model.config)
-        experiment.check_same_model(saved, parts.meta, where=config.init_from)
+        agreement.check_same_model(saved, parts.meta, where=config.init_from)
         return experiment.start_from_model(model, parts, where=config.init_from)
     with Checkpoints(Path(config.init_from) / evaluate.CHECKPOINTS) as source:
         latest = source.latest_step()
@@ -139,7 +139,7 @@ def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment)
         meta = source.read_meta(latest)
         half = meta["config"]["train"]["steps"] // 2
         step = config.init_step or (half if parts.regime.unseen else latest)
-        experiment.check_same_model(meta, parts.meta, where=config.init_from)
+        agreement.check_same_model(meta, parts.meta, where=config.init_from)
         LOGGER.info("Starting from step %d of %s", step, config.init_from)
         return source.restore(step, {"trainable": parts.trainable})["trainable"]
 

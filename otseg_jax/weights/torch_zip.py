@@ -7,14 +7,14 @@ arrays of the stored dtype (bfloat16 as ml_dtypes'), other objects as plain dict
 size is compared with the file's before memory is taken for it.
 """
 
-import pickletools
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from otseg_jax.weights.pickles import Dtype, Machine
 
 LARGEST_PICKLE = 64 << 20  # bytes; that of a ViT-L/14 training run has about one million
 
@@ -30,17 +30,6 @@ STORAGES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-
-# pushed on the stack as they stand: torch.float32, and so on
-DTYPES = {f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64")}
-
-
-class _Name(str):
-    """A global that the pickle names; it is compared, never imported."""
-
-
-class _Dtype(list):
-    """What stands for a pickled numpy dtype: its code and, once built, its byte order."""
 
 
 def read(path: str | Path) -> Any:
@@ -117,10 +106,9 @@ class _Reader:
 
     def _run(self, code: bytes) -> Any:
         """Interpret a pickle; refused names are collected, so that all are told at once."""
-        machine = _Machine(self._call, self._persistent)
+        machine = Machine(self._call, self._persistent, known=STORAGES)
         try:
-            for opcode, argument, position in pickletools.genops(code):
-                machine.step(opcode.name, argument, position)
+            result = machine.run(code)
         except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             if not self.refused:
                 raise ValueError(f"{self.path} is damaged or of another kind: {error}") from error
@@ -131,7 +119,7 @@ class _Reader:
                 f"{self.path} is refused and nothing of it was executed: it asks for {names}, and "
                 "only tensors, containers, numbers and strings are admitted"
             )
-        return machine.result
+        return result
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """What calling an admitted global gives."""
@@ -149,7 +137,7 @@ class _Reader:
             case "torch.jit._pickle.restore_type_tag":
                 return arguments[0]
             case "numpy.dtype":
-                return _Dtype([arguments[0]])
+                return Dtype([arguments[0]])
             case "numpy.core.multiarray.scalar" | "numpy._core.multiarray.scalar":
                 return _number(*arguments)
             case "_codecs.encode":  # how protocol 2 writes the bytes of a numpy number
@@ -207,120 +195,3 @@ def _number(dtype: Any, data: bytes) -> float | int:
     if code not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"):
         raise ValueError(f"a numpy number of dtype {code!r}")
     return np.frombuffer(data, np.dtype("<" + code), 1)[0].item()
-
-
-class _Machine:
-    """The stack machine of the pickle protocol, as far as data needs it."""
-
-    def __init__(
-        self,
-        call: Callable[[str, tuple[Any, ...]], Any],
-        persistent: Callable[[Any], Any],
-    ) -> None:
-        self.call, self.persistent = call, persistent
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.refused: list[str] = []
-        self.result: Any = None
-
-    def step(self, name: str, argument: Any, position: int | None) -> None:
-        stack = self.stack
-        match name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                self.result = stack.pop()
-            case "MARK":
-                self.marks.append(len(stack))
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                stack.append({"D": {}, "L": [], "T": ()}[name[6]])
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(
-                    tuple(self._since_mark() if name == "TUPLE" else self._top(int(name[5])))
-                )
-            case "APPEND" | "APPENDS":
-                items = self._since_mark() if name == "APPENDS" else self._top(1)
-                stack[-1].extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = self._since_mark() if name == "SETITEMS" else self._top(2)
-                self._dict(stack[-1]).update(zip(items[::2], items[1::2], strict=True))
-            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                self.memo[len(self.memo) if argument is None else argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
-            case "GLOBAL" | "STACK_GLOBAL":
-                parts = argument.split(" ") if argument else self._top(2)
-                stack.append(self._name(".".join(parts), position))
-            case "REDUCE" | "NEWOBJ":
-                function, arguments = self._top(2)
-                stack.append(self._construct(function, arguments))
-            case "BUILD":
-                (state,) = self._top(1)
-                self._build(stack[-1], state)
-            case "BINPERSID":
-                stack.append(self.persistent(stack.pop()))
-            case _ if argument is not None and isinstance(argument, int | float | str | bytes):
-                # INT, LONG, FLOAT, STRING and their kin: the argument is the value
-                if name.startswith(("PERSID", "INST", "EXT", "GET", "PUT")):
-                    raise ValueError(f"opcode {name} at byte {position}")
-                stack.append(argument)
-            case _:
-                raise ValueError(f"opcode {name} at byte {position}")
-
-    def _name(self, name: str, position: int | None) -> _Name:
-        known = name in ADMITTED or name in STORAGES or name in DTYPES
-        if not known and not name.startswith(("__torch__.", "torch.jit._pickle.build_")):
-            self.refused.append(f"{name} (byte {position})")
-        return _Name(name)
-
-    def _construct(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, _Name):
-            raise ValueError(f"a {type(function).__name__} is called")
-        if function.startswith("__torch__."):  # a scripted module: its attributes follow
-            return {}
-        if function not in ADMITTED and not function.startswith("torch.jit._pickle."):
-            return {}  # refused already; a dict takes whatever follows
-        return self.call(function, tuple(arguments))
-
-    def _build(self, target: Any, state: Any) -> None:
-        if isinstance(target, _Dtype):
-            if state[1] not in ("<", "|"):
-                raise ValueError(f"a numpy number in byte order {state[1]!r}")
-        elif isinstance(state, dict) and "_metadata" not in state:
-            self._dict(target).update(state)  # torch adds _metadata to a state dict: no tensors
-
-    def _dict(self, value: Any) -> dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"items are set in a {type(value).__name__}")
-        return value
-
-    def _since_mark(self) -> list[Any]:
-        start = self.marks.pop()
-        items = self.stack[start:]
-        del self.stack[start:]
-        return items
-
-    def _top(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise ValueError("the pickle takes more from its stack than lies there")
-        items = self.stack[-count:]
-        del self.stack[-count:]
-        return items
-
-
-ADMITTED = {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "torch.device",
-    "torch.jit._pickle.restore_type_tag",
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "_codecs.encode",
-}
