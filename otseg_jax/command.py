@@ -23,7 +23,7 @@ def run(work: Callable[[], None]) -> None:
     except (ValueError, FileNotFoundError) as error:
         # What our own code raises is an answer to whoever typed the command; what a library raises
         # is a fault of ours, and keeps its traceback.
-        if not _is_ours(error):
+        if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
@@ -31,6 +31,7 @@ def run(work: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error itself, rather than a library that it called."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return PACKAGE in Path(raised_in).resolve().parents

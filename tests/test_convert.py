@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import DATA
 from flax import nnx
-from oracles import numbers, relative_error
+from oracles import DATA, numbers, relative_error
 from safetensors.numpy import load_file, save_file
 from test_hugging_face import torch_clip
-from test_otseg import authors_stop, pixels  # noqa: F401 (a fixture)
 from transformers import CLIPModel
 
 import otseg_jax
@@ -32,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def as_authors(authors_stop):  # noqa: F811
+def as_authors(authors_stop):
     """The authors' early stop also where a compiled function would be reused."""
     jax.clear_caches()
     yield
@@ -135,7 +133,8 @@ def test_zegclip_is_the_authors(inputs, tmp_path):
     offset = 0.1 * np.isin(np.arange(7), tiny.SEEN)[None, :, None, None]
     assert relative_error(got + offset, expected["scores_transductive"]) < 1e-5
     g = jnp.asarray(numbers("otseg_tiny_io")["global_embedding"])
-    f = jnp.asarray(pixels("visual_embedding"))
+    f = numbers("otseg_tiny_io")["visual_embedding"]
+    f = jnp.asarray(f.reshape(*f.shape[:2], -1).transpose(0, 2, 1))
     for regime in ("inductive", "transductive"):
         text = segmenter.text[jnp.array(tiny.SEEN)] if regime == "inductive" else segmenter.text
         logits = upsample(segmenter.model.match(g, f, text)[0].reshape(2, -1, 4, 4), (32, 32))

@@ -8,14 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
 import otseg_jax
-from configs import shapes
 from otseg_jax import evaluate, experiment, importing, metrics, model_dir, optim, text, train
 from otseg_jax.convert import convert
 from otseg_jax.data import classes
@@ -24,41 +22,10 @@ from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import hub, table
 
 
-def config(**changes) -> ml_collections.ConfigDict:
-    """The world of shapes, smaller: enough to train a step."""
-    base = shapes.get_config("inductive")
-    base.unlock()
-    small = {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64}
-    base.update_from_flattened_dict(
-        {
-            "data.crop": 32,
-            "data.scale": (32, 32),
-            "data.images": {"train": 8, "val": 4},
-            "clip.random.vision": small,
-            "clip.random.text": small,
-            "clip.random.embed_dim": 32,
-            "text.cache": "",
-            "text.templates": ("a photo of a {}.", "a part of a {}."),
-            "train.steps": 1,
-            "train.batch_size": 4,
-            "train.warmup": 1,
-            "train.eval_every": 0,
-            "eval.scale": (32, 32),
-            "eval.stride": 16,
-            "eval.batch_size": 4,
-            "model.prompt_tokens": 2,
-            "model.iterations": 5,
-            "model.decoder_layers": 1,
-            **changes,
-        }
-    )
-    return base
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The workdir of a run, as after its first step, and its evaluation."""
-    workdir, settings = tmp_path_factory.mktemp("run"), config()
+    workdir, settings = tmp_path_factory.mktemp("run"), small.config()
     vocabulary = experiment.open_split(settings, "train").vocabulary
     parts = experiment.assemble(settings, vocabulary)
     with train.checkpoints_of(workdir, settings, vocabulary) as checkpoints:
@@ -77,7 +44,7 @@ def model(run, tmp_path_factory):
 
 
 def test_a_run_becomes_a_model_that_evaluates_the_same(run, model, tmp_path):
-    evaluate.evaluate_checkpoint(config(init_from=str(model)), tmp_path / "eval")
+    evaluate.evaluate_checkpoint(small.config(init_from=str(model)), tmp_path / "eval")
     want = json.loads((run / evaluate.RESULTS).read_text())
     assert json.loads((tmp_path / "eval" / evaluate.RESULTS).read_text()) == want
     stored = model_dir.read(model)
@@ -87,7 +54,7 @@ def test_a_run_becomes_a_model_that_evaluates_the_same(run, model, tmp_path):
 
 
 def test_the_segmenter_and_the_evaluation_agree(run, model):
-    settings = config()
+    settings = small.config()
     source = experiment.open_split(settings, "val")
     segmenter = otseg_jax.load(model)
     counts = sum(
@@ -122,7 +89,7 @@ def test_words_of_your_own(model):
 
 
 def test_training_starts_from_a_model_directory(model, tmp_path):
-    settings = config(init_from=str(model), regime="transductive")
+    settings = small.config("transductive", init_from=str(model))
     train.train_and_evaluate(settings, tmp_path / "run")
     assert (tmp_path / "run" / evaluate.RESULTS).is_file()
     # and its run, which names the model as its CLIP, becomes a model in turn
@@ -138,12 +105,12 @@ def test_training_starts_from_a_model_directory(model, tmp_path):
 
 def test_models_that_do_not_fit_a_training(model, tmp_path):
     def start(**changes):
-        train.train_and_evaluate(config(init_from=str(model), **changes), tmp_path / "run")
+        train.train_and_evaluate(small.config(init_from=str(model), **changes), tmp_path / "run")
 
     with pytest.raises(ValueError, match=r"init_step=3: .*holds one step; leave it 0"):
         start(init_step=3)
     with pytest.raises(ValueError, match=r"not of this configuration's model(?s:.)*prompts/first"):
-        start(**{"model.prompt_tokens": 3})
+        start(**{"model.prompt_tokens": 5})
     with pytest.raises(ValueError, match="its text embeddings are not these"):
         start(**{"text.templates": ("the {}.", "this {}.")})
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -160,17 +127,15 @@ def test_a_workdir_whose_clip_changed(run, tmp_path):
 
 
 def test_a_model_trained_here_goes_to_the_original_program(model, tmp_path):
-    import torch
-
     convert(str(model), tmp_path / "a.pth", format="mmseg")
     state = torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"]
-    attention = torch.nn.MultiheadAttention(32, 8)
+    attention = torch.nn.MultiheadAttention(16, 8)
     prefix = "decode_head.decoder_1.layers.0.self_attn."
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     attention.load_state_dict(own, strict=True)
     weights = state["decode_head.loss_decode.criterion.empty_weight"]
     assert weights.tolist() == [*[1.0] * 15, pytest.approx(0.1)]  # 15 seen classes and "none"
-    settings = config()
+    settings = small.config()
     settings.data.dataset = "shapes"
     settings.text.embeddings = str(tmp_path / "t.npy")
     stored = model_dir.read(model)

@@ -12,9 +12,9 @@ from PIL import Image
 from configs import common
 from otseg_jax import evaluate, experiment, train
 from otseg_jax.checkpoint import Checkpoints
+from otseg_jax.command import is_ours
 from otseg_jax.data import shapes
 from otseg_jax.data.classes import VOCABULARIES
-from otseg_jax.main import _is_ours
 from otseg_jax.weights import table
 
 
@@ -148,7 +148,7 @@ def test_another_configuration_is_refused(finished, fields, message):
     before = stored(finished)
     with pytest.raises(ValueError, match=message) as error:
         train.train_and_evaluate(small.config(**fields), finished)
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert stored(finished) == before
 
 
@@ -160,7 +160,7 @@ def test_another_vocabulary_is_refused(finished, tmp_path):
     )
     with pytest.raises(ValueError, match="vocabulary hash") as error:
         evaluate.evaluate_checkpoint(config, tmp_path / "out")
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -189,7 +189,7 @@ def test_bad_fields_are_named_and_cost_nothing(tmp_path, fields, message):
     workdir = tmp_path / "run"
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         train.train_and_evaluate(config, workdir)
-    assert _is_ours(error.value), "a library's traceback would reach the user"
+    assert is_ours(error.value), "a library's traceback would reach the user"
     assert not workdir.exists()
 
 
@@ -209,7 +209,7 @@ def test_a_truncated_checkpoint_is_refused(finished, tmp_path):
     before = stored(tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoints/4 is damaged") as error:
         train.train_and_evaluate(small.config(), tmp_path / "run")
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert stored(tmp_path / "run") == before
 
 

@@ -72,7 +72,7 @@ class VisualPrompts(nnx.Module):
         self.dropout = dropout
 
     def __call__(self, batch: Any, *, key: Key[Array, ""] | None = None) -> Float[Array, "l b p d"]:
-        """Project the tokens for `batch` images (under jax.export a symbol); dropout is per image."""
+        """Project the tokens for `batch` images (a symbol under jax.export); own dropout each."""
         tokens = self.proj(jnp.concatenate([self.first[...], self.deep[...]]))
         blocks, count, width = tokens.shape
         tokens = jnp.broadcast_to(tokens[:, None], (blocks, batch, count, width))
