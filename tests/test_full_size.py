@@ -1,6 +1,7 @@
 """ViT-B/16 at its real size, 600 MB: files of torch against our towers at 512 pixels."""
 
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def ours(vision_config, leaves, image):
     graphdef, state = nnx.split(nnx.eval_shape(make))
     state = table.assign(state, leaves)
 
-    @jax.jit
+    # the session compiles fast code slowly or slow code fast; here the run is what takes long
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
     def run(state, image):
         tower = nnx.merge(graphdef, state)
         return tower.project(tower.encode(image))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
+import torch
 from flax import nnx
 from PIL import Image
 
