@@ -101,7 +101,7 @@ class VisionTower(nnx.Module):
         remat: recompute each block in the backward pass instead of keeping its activations.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4; deep prompts: VPT (arXiv 2203.12119) section 3.2.
+    Source: CLIP (arXiv 2103.00020); deep prompts: VPT (arXiv 2203.12119).
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class VisionTower(nnx.Module):
         Raises:
             ValueError: an image smaller than one patch, more prompt layers than blocks.
 
-        Source: OTSeg section 3.1; VPT-deep.
+        Source: OTSeg (arXiv 2403.14183); VPT-deep.
         """
         patch, layers = self.config.patch_size, len(self.blocks)
         if min(image.shape[1:3]) < patch:
@@ -215,7 +215,7 @@ class TextTower(nnx.Module):
         dtype: of the blocks' matrix products.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4.
+    Source: CLIP (arXiv 2103.00020).
     """
 
     def __init__(

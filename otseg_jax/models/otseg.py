@@ -43,7 +43,7 @@ class VisualPrompts(nnx.Module):
         dropout: rate in [0, 1).
         rngs: source of the initial weights.
 
-    Source: OTSeg supplement; Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
+    Source: OTSeg (arXiv 2403.14183); Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
     """
 
     def __init__(
