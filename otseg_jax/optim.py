@@ -35,7 +35,7 @@ TRAINABLE: Final = nnx.All(nnx.Param, _outside_the_tower)
 Every `nnx.Param` except those of the submodule that the model calls `vision`. A variable of another
 type (a counter, a key) never learns.
 
-Source: OTSeg (arXiv 2403.14183), implementation: prompts, their projection and norm, and the decoder.
+Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the decoder learn.
 """
 
 

@@ -61,7 +61,7 @@ def mps(
 ) -> Float[Array, "*batch m"]:
     """Multi-Prompt Sinkhorn: how well each pixel matches a class that n prompts describe.
 
-    S*[m] = M·N·Σₙ T*[m,n]·S[m,n], with T* from `sinkhorn`. Rows of T* sum to 1/M, so this is N times
+    S*[m] = M·N·Σₙ T*[m,n]·S[m,n], T* from `sinkhorn`. Rows of T* sum to 1/M, so this is N times
     a mean over prompts that weighs, for each pixel, the prompts that took it.
 
     Args:
