@@ -17,7 +17,6 @@ def get_config(regime: str = "inductive"):
     config.data.crop = 96
     config.data.scale = (96, 96)
     config.data.ratio = (1.0, 1.5)
-    config.data.images = {"train": 2000, "val": 100}  # drawn from the seed
     config.text.templates = common.TEMPLATES_6
     config.clip.source = "random"
     config.clip.random.patch_size = 8

@@ -45,14 +45,14 @@ def main(argv: list[str]) -> None:
     work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
     try:
         work(CONFIG.value, flags.FLAGS.workdir)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         # What our own code raises is an answer to whoever typed the command; what a library raises
         # is a fault of ours, and keeps its traceback.
         if not _is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -64,6 +64,8 @@ def parse(argv: list[str]) -> list[str]:
     except AttributeError as error:
         reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
         sys.exit(f"error: --config has no such field: {reason}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: run from the folder that holds `configs`")
     except OSError as error:
         sys.exit(f"error: --config cannot be read: {error}")
     return rest
@@ -75,7 +77,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def run() -> None:
-    """Entry point of the `otseg` command."""
+    """Parse the flags and do the work."""
     # Orbax tells of every file at INFO; ours is worth hearing
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("otseg_jax").setLevel(logging.INFO)
