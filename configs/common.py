@@ -59,7 +59,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             },
             "model": {
                 "decoder": "mpsa",  # mpsa (OTSeg) | cross_attention (ZegCLIP, first template only)
-                "decoder_layers": 3,
+                "decoder_layers": 3,  # of the decoder
                 "decoder_heads": 8,  # of cross_attention; MPSA has one
                 "prompt_tokens": 10,  # visual prompts per block
                 "prompt_blocks": 0,  # blocks with prompts of their own; 0: all
@@ -75,6 +75,8 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "root": "",  # folder of the data set (any value, same result)
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO-Stuff: convert raw ids while reading
+                # of the built-in shapes: how many to draw
+                "images": {"train": 2000, "val": 100},
                 "crop": 512,  # pixels, side of a training crop and of a window
                 "scale": (2048, 512),  # pixels, (long, short) side before the random ratio
                 "ratio": (0.5, 2.0),  # random factor of the scale
@@ -89,13 +91,13 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "batch_size": 16,  # images a step, over all devices
                 "accumulate": 1,  # parts that a batch is worked through in
                 "learning_rate": 2e-4,  # peak
-                "end_learning_rate": 1e-6,
+                "end_learning_rate": 1e-6,  # at the last step
                 "power": 0.9,  # of the polynomial decay
                 "warmup": 1500,  # steps
                 "warmup_ratio": 1e-6,  # first rate over peak
-                "weight_decay": 0.01,
-                "focal_weight": 100.0,
-                "dice_weight": 1.0,
+                "weight_decay": 0.01,  # decoupled, on everything that learns
+                "focal_weight": 100.0,  # of the focal loss
+                "dice_weight": 1.0,  # of the dice loss
                 "log_every": 50,  # steps (any value, same result)
                 "eval_every": 2000,  # steps, 0: only at the end (any value, same result)
                 "eval_images": 500,  # of the validation split while training; 0: all

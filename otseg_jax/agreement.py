@@ -37,6 +37,11 @@ def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: 
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
     ]
+    problems += [
+        f"the {name} were {saved[name]!r} and are {meta[name]!r}"
+        for name in ("classes", "unseen")
+        if saved[name] != meta[name]
+    ]
     if problems:
         raise ValueError(
             f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
@@ -48,7 +53,7 @@ def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: 
 def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
     """Refuse a checkpoint that was trained with another CLIP or other text embeddings.
 
-    Where the class names differ it is another data set, and its embeddings are no concern here.
+    On another data set the class names are others, and their embeddings no concern here.
 
     Args:
         saved: description in the checkpoint.
@@ -65,12 +70,15 @@ def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where
             f"{meta['config']['clip']['source']} (it was trained with "
             f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
         )
-    same_classes = saved["classes"] == meta["classes"]
-    if same_classes and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
+    same_data = saved["config"]["data"]["dataset"] == meta["config"]["data"]["dataset"]
+    if same_data and saved["unseen"] != meta["unseen"]:
+        problems.append(f"its unseen classes were {saved['unseen']} and are {meta['unseen']}")
+    if same_data and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
         problems.append(
             "its text embeddings are not these: the vocabulary hash is "
             f"{saved['vocabulary_hash'][:12]} there and {meta['vocabulary_hash'][:12]} here; check "
-            "--config.text.templates, --config.text.embeddings and --config.clip.source"
+            "the class list, --config.text.templates, --config.text.embeddings and "
+            "--config.clip.source"
         )
     if problems:
         raise ValueError(f"{where} does not fit: {'; '.join(problems)}")

@@ -15,19 +15,19 @@ def run(work: Callable[[], None]) -> None:
         work: the command, with its arguments bound.
 
     Raises:
-        SystemExit: with "error: …" after a ValueError or FileNotFoundError that this package
+        SystemExit: with "error: …" after a ValueError or OSError that this package
             raised; with status 130 after a request to stop.
     """
     try:
         work()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         # What our own code raises is an answer to whoever typed the command; what a library raises
         # is a fault of ours, and keeps its traceback.
         if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -5,6 +5,7 @@ The classes are those of the data set that is evaluated; all of them compete for
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
     """
+    workdir = open_workdir(workdir)
+    experiment.check(config)
     run = Path(config.init_from or workdir)
     if config.init_from and detect.is_model(config.init_from):
         model = model_dir.read(config.init_from)
@@ -156,7 +159,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     if meta["classes"] != list(source.vocabulary.names):
         _print_overlap(meta, source.vocabulary)
     LOGGER.info("Evaluating %s on %s", where, config.data.dataset)
-    report(config, Path(workdir), parts, source, trainable)
+    report(config, workdir, parts, source, trainable)
 
 
 def _assemble(
@@ -170,8 +173,28 @@ def _assemble(
     return source, parts
 
 
+def open_workdir(workdir: str | Path) -> Path:
+    """The folder a run writes to, checked before anything is computed for it.
+
+    Raises:
+        ValueError: it is a file, or cannot be written to.
+    """
+    path = Path(workdir)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"--workdir={workdir} cannot be written: {existing} is "
+            f"{'not writable' if existing.is_dir() else 'a file'}; choose another folder"
+        )
+    return path
+
+
 def _choose(checkpoints: Checkpoints, wanted: str | int, run: Path) -> int:
     chosen = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
+    if wanted not in chosen and not str(wanted).isdecimal():
+        raise ValueError(
+            f"eval.checkpoint={wanted!r}: choose latest, best or a step of {checkpoints.steps()}"
+        )
     step = chosen[wanted]() if wanted in chosen else int(wanted)
     if step is None:
         raise FileNotFoundError(

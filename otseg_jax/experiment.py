@@ -28,6 +28,8 @@ LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
 
+DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", "shapes")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -68,6 +70,8 @@ def open_split(config: ml_collections.ConfigDict, split: str) -> Source:
         FileNotFoundError, ValueError: as `folders.index` and `Shapes`.
     """
     data = config.data
+    if data.dataset not in DATASETS:
+        raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
     if data.dataset == "shapes":
         return shapes.Shapes(split, size=data.images[split], image_size=data.crop, seed=config.seed)
     if not data.root:
@@ -94,7 +98,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
             weights or text embeddings that are missing or of another shape.
     """
     mesh = sharding.make_mesh(data=config.mesh.data, model=config.mesh.model)
-    _check(config, mesh)
+    check(config, devices=mesh.shape["data"])
     regime = regimes.resolve(
         config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
     )
@@ -157,8 +161,17 @@ def start_from_model(model: model_dir.Model, parts: Experiment, *, where: str) -
     return jax.device_put(filled, sharding.replicated(parts.mesh))
 
 
-def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    train, devices = config.train, mesh.shape["data"]
+def check(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
+    """Refuse values that no later part could use, before anything is read or compiled.
+
+    Args:
+        config: as in `configs/common.py`.
+        devices: that share a batch.
+
+    Raises:
+        ValueError: every problem, in one message.
+    """
+    train, data, options = config.train, config.data, config.eval
     parts = train.accumulate * devices
     problems = [
         f"{name}={value}: wanted at least {least}"
@@ -168,8 +181,16 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             ("train.accumulate", train.accumulate, 1),
             ("train.log_every", train.log_every, 1),
             ("train.checkpoint_every", train.checkpoint_every, 1),
-            ("eval.batch_size", config.eval.batch_size, 1),
-            ("data.threads", config.data.threads, 1),
+            ("train.eval_every", train.eval_every, 0),
+            ("train.eval_images", train.eval_images, 0),
+            ("eval.batch_size", options.batch_size, 1),
+            ("eval.images", options.images, 0),
+            ("eval.stride", options.stride, 1),
+            ("eval.scale", min(options.scale), 1),
+            ("data.crop", data.crop, 1),
+            ("data.scale", min(data.scale), 1),
+            ("data.threads", data.threads, 1),
+            ("data.buffer", data.buffer, 1),
             ("text.templates", len(config.text.templates), 1),
         )
         if value < least
@@ -183,6 +204,16 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         problems.append(
             f"eval.batch_size={config.eval.batch_size} is not a multiple of mesh.data = {devices}"
         )
+    if options.stride > data.crop:
+        problems.append(
+            f"eval.stride={options.stride} leaves gaps between windows of data.crop={data.crop}"
+        )
+    if not 0 <= config.model.dropout < 1:
+        problems.append(f"model.dropout={config.model.dropout}: wanted a rate in [0, 1)")
+    if not 0 < data.ratio[0] <= data.ratio[1]:
+        problems.append(f"data.ratio={tuple(data.ratio)}: wanted 0 < low ≤ high")
+    if min(data.std) <= 0:
+        problems.append(f"data.std={tuple(data.std)}: wanted more than 0")
     if config.dtype not in ("float32", "bfloat16"):
         problems.append(f"dtype={config.dtype!r}: choose float32 or bfloat16")
     if problems:

@@ -58,7 +58,10 @@ def mmseg_arrays(model: Model) -> dict[str, np.ndarray]:
     _need_otseg(model)
     vision, sizes, layers = model.vision_config, model.text_config, _decoder_layers(model)
     rules = mmseg.rules(
-        blocks=vision.layers, layers=layers, text_blocks=sizes.layers if sizes else 0
+        blocks=vision.layers,
+        layers=layers,
+        text_blocks=sizes.layers if sizes else 0,
+        deep="prompts/deep" in model.leaves,
     )
     leaves = {**model.leaves, **{f"text/{name}": leaf for name, leaf in model.text.items()}}
     whole = ("supervised", "transductive")

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from otseg_jax import metrics, sharding, windows
-from otseg_jax.data import pipeline
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.models.otseg import upsample
 
@@ -57,9 +56,10 @@ def make_predict(
     """
 
     def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
-        share = len(batch) // jax.process_count()
-        own = batch[jax.process_index() * share :][:share]
-        placed = pipeline.put({"image": own}, sharding.by_image(mesh))["image"]
+        # every process holds the whole batch and gives its devices what is theirs
+        placed = jax.make_array_from_callback(
+            batch.shape, sharding.by_image(mesh), lambda index: batch[index]
+        )
         logits = _forward(graphdef, mesh, trainable, frozen, text, placed, mps_weight)
         return jax.device_get(logits)
 

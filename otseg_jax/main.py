@@ -50,13 +50,15 @@ def parse(argv: list[str]) -> list[str]:
     except AttributeError as error:
         reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
         sys.exit(f"error: --config has no such field: {reason}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: run from the folder that holds `configs`")
     except OSError as error:
         sys.exit(f"error: --config cannot be read: {error}")
     return rest
 
 
 def run() -> None:
-    """Entry point of the `otseg` command."""
+    """Parse the flags and do the work."""
     # Orbax tells of every file at INFO; ours is worth hearing
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("otseg_jax").setLevel(logging.INFO)

@@ -42,6 +42,7 @@ OTSEG = {
     "unseen": list,
     "palette": list,
     "templates": list,
+    "dataset": str,
     "regime": str,
     "mean": list,
     "std": list,
@@ -274,6 +275,7 @@ def sizes(config: VisionConfig | TextConfig) -> dict[str, Any]:
 def as_meta(config: Mapping[str, Any]) -> dict[str, Any]:
     """A model directory's configuration in the shape of a checkpoint's `meta`."""
     data = {"crop": config["window"], "mean": config["mean"], "std": config["std"]}
+    data["dataset"] = config["dataset"]
     clip_options = {"source": config["source"]["name"]}
     return {
         "config": {

@@ -22,6 +22,8 @@ from otseg_jax.recipe import Options
 from otseg_jax.weights import clip, files, mmseg, openai, table
 from otseg_jax.weights.table import Rule
 
+FIRST, DEEP = "backbone.prompt_embeddings", "backbone.deep_prompt_embeddings"
+
 
 def load(
     stored: files.Stored,
@@ -64,7 +66,10 @@ def load(
     head = _head(config, arrays, vision.layers, where)
     layers = head["decoder_layers"]
     rules = mmseg.rules(
-        blocks=vision.layers, layers=layers, text_blocks=sizes.layers if sizes else 0
+        blocks=vision.layers,
+        layers=layers,
+        text_blocks=sizes.layers if sizes else 0,
+        deep=DEEP in arrays,
     )
     unused = mmseg.unused(layers=layers)
     target = _leaves_of(vision, head, sizes)
@@ -108,18 +113,18 @@ def _head(
     where: str,
 ) -> dict[str, Any]:
     """Options of `OTSeg`: those that show in the shapes are read off them."""
-    names = ("backbone.prompt_embeddings", "backbone.deep_prompt_embeddings")
-    missing = [name for name in names if name not in arrays or arrays[name].ndim != 3]
+    first, every = arrays.get(FIRST), arrays.get(DEEP)
+    missing = [name for name, x in ((FIRST, first), (DEEP, every)) if x is not None and x.ndim != 3]
     found = {n.split(".")[3] for n in arrays if n.startswith("decode_head.decoder_1.layers.")}
-    if missing or not found or not all(index.isdigit() for index in found):
+    if first is None or missing or not found or not all(index.isdigit() for index in found):
         raise ValueError(
             f"{where} is no OTSeg or ZegCLIP checkpoint: it lacks visual prompts or the layers of "
-            f"decode_head.decoder_1 ({', '.join(missing) or 'decode_head.decoder_1.layers.*'})"
+            f"decode_head.decoder_1 ({', '.join(missing or [FIRST, 'decode_head.decoder_1.layers.*'])})"
         )
-    deep = arrays[names[1]].shape[0] + 1
+    deep = 1 if every is None else every.shape[0] + 1
     return {
         **config.model.to_dict(),
-        "prompt_tokens": arrays[names[0]].shape[1],
+        "prompt_tokens": first.shape[1],
         "prompt_blocks": 0 if deep == blocks else deep,
         "decoder_layers": len(found),
     }

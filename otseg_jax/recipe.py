@@ -45,6 +45,7 @@ def description(
     one = config.model.decoder == "cross_attention"  # ZegCLIP describes a class by one prompt
     return {
         "kind": "otseg",
+        "dataset": config.data.dataset,
         "model": dict(head),
         "classes": list(vocabulary.names),
         "unseen": list(vocabulary.unseen),

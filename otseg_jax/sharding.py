@@ -44,6 +44,10 @@ def make_mesh(
             f"mesh.data={data} × mesh.model={model} does not use {count} device(s) exactly once: "
             f"set --config.mesh.model to a divisor of {count} and --config.mesh.data=-1"
         )
+    if jax.process_count() > 1 and jax.local_device_count() % model:
+        raise ValueError(
+            f"mesh.model={model} must divide the {jax.local_device_count()} devices of a process"
+        )
     return jax.make_mesh(
         (count // model, model),
         ("data", "model"),

@@ -18,8 +18,8 @@ def sinkhorn(
 ) -> Float[Array, "*batch m n"]:
     """Transport plan between uniform marginals that maximises similarity, smoothed by entropy.
 
-    T* = argmin over T in Π(1/m, 1/n) of ⟨T, 1 − S⟩ − ε·H(T), by `iterations` Sinkhorn updates (rows,
-    then columns, so that columns are met exactly and rows up to convergence).
+    T* = argmin over T in Π(1/m, 1/n) of ⟨T, 1 − S⟩ − ε·H(T), by `iterations` Sinkhorn updates
+    (rows, then columns, so that columns are met exactly and rows up to convergence).
 
     Args:
         similarity: f32[..., m, n], cosine in [-1, 1]; the cost is 1 − similarity in [0, 2].
@@ -34,7 +34,8 @@ def sinkhorn(
 
     Differs:
         The reference stops the whole batch together when its mean update falls below 1e-6 and adds
-        1e-8 inside the log of the marginals; at convergence both change the result by under 1e-5.
+        1e-8 inside the log of the marginals. Its rows are then off by about 1e-4, and its plans by
+        up to 4e-4 from converged ones; ours depend on nothing but the problem itself.
 
     Example:
         >>> plan = sinkhorn(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
@@ -60,8 +61,8 @@ def mps(
 ) -> Float[Array, "*batch m"]:
     """Multi-Prompt Sinkhorn: how well each pixel matches a class that n prompts describe.
 
-    S*[m] = M·N·Σₙ T*[m,n]·S[m,n], with T* from `sinkhorn`. A plain mean over prompts is the case of a
-    uniform plan; the optimal plan weighs, for each pixel, the prompts that took it.
+    S*[m] = M·N·Σₙ T*[m,n]·S[m,n], T* from `sinkhorn`. Rows of T* sum to 1/M, so this is N times
+    a mean over prompts that weighs, for each pixel, the prompts that took it.
 
     Args:
         similarity: f32[..., m, n], cosine of pixel and prompt in [-1, 1].
@@ -69,15 +70,15 @@ def mps(
         iterations: number of Sinkhorn updates.
 
     Returns:
-        f32[..., m], refined alignment; once converged, a mean over prompts weighted by N·M·T*.
+        f32[..., m], refined alignment in [-n, n] once converged.
 
     Raises:
         ValueError: as `sinkhorn`.
 
     Example:
         >>> similarity = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]])
-        >>> print(mps(similarity).round(2))
-        [0.9  0.8  0.65]
+        >>> [round(score, 2) for score in mps(similarity).tolist()]
+        [1.8, 1.6, 1.3]
 
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn.
     """
@@ -99,7 +100,7 @@ def _solve(
         v = -jnp.log(n) - logsumexp(kernel + u[None, :], axis=1)
         return (u, v), None
 
-    # Checkpointed: the backward pass keeps m + n numbers an iteration instead of several m·n arrays.
+    # Checkpointed: the backward pass keeps m + n numbers an iteration, not several m·n arrays.
     start = (jnp.zeros(m, jnp.float32), jnp.zeros(n, jnp.float32))
     (u, v), _ = jax.lax.scan(jax.checkpoint(update), start, length=iterations)
     return jnp.exp(kernel + u[None, :] + v[:, None]).T

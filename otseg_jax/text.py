@@ -6,6 +6,7 @@ ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id)
 
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jaxtyping import Float, Int
 from transformers import CLIPTokenizer
 
 from otseg_jax.models.clip import TextTower
+
+LOGGER = logging.getLogger(__name__)
 
 BYTE_VOCABULARY = 258
 _BEGIN, _END = 256, 257
@@ -240,9 +242,12 @@ def load_or_embed(
         try:
             return _read(path, (*shape, tower.config.embed_dim))
         except ValueError as error:
-            logging.warning("The cache is written anew: %s", error)
+            LOGGER.warning("The cache is written anew: %s", error)
     embeddings = embed(tower, tokenizer(texts), shape=shape)
-    _write(path, embeddings)
+    try:
+        _write(path, embeddings)
+    except OSError as error:
+        LOGGER.warning("Text embeddings are not cached: %s", error)
     return embeddings
 
 

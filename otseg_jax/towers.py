@@ -1,6 +1,6 @@
 """The CLIP towers an experiment starts from: pretrained, or random where there are no weights.
 
-Weights are numpy leaves by name; the text tower is built only when a vocabulary must be embedded.
+Weights are numpy leaves by name.
 """
 
 import hashlib

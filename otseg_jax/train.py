@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from otseg_jax import agreement, evaluate, experiment, figures, model_dir, optim, sharding
@@ -45,7 +47,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
         FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
         KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
-    workdir = Path(workdir)
+    workdir = evaluate.open_workdir(workdir)
+    experiment.check(config)
     source = experiment.open_split(config, "train")
     validation = experiment.open_split(config, "val")
     parts = experiment.assemble(config, source.vocabulary)
@@ -70,11 +73,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             dice_weight=config.train.dice_weight,
             seed=config.seed,
         )
-        run = _Run(config, workdir, parts, validation, checkpoints, schedule)
-        state = run(step, state, start, _batches(config, source, start))
-    if jax.process_index() == 0 and (workdir / LOG).is_file():
-        figures.curves(workdir / "curves.png", workdir / LOG)
-    evaluate.report(config, workdir, parts, validation, state.trainable)
+        run = _Run(config, workdir, parts, validation, checkpoints, schedule, saved=start)
+        if start < config.train.steps:
+            run(step, state, start, _batches(config, source, start))
+        else:
+            evaluate.report(config, workdir, parts, validation, state.trainable)
 
 
 def checkpoints_of(
@@ -180,11 +183,27 @@ class _Run:
     validation: experiment.Source
     checkpoints: Checkpoints
     schedule: optax.Schedule
+    saved: int  # the last step that is in a checkpoint
 
     def __call__(
         self, step: Step, state: State, start: int, batches: Iterator[dict[str, np.ndarray]]
-    ) -> State:
+    ) -> None:
+        """Run from `start` to the end; whatever stops it, the finished steps are saved."""
+        self.done, self.state = start, state
+        try:
+            self._loop(step, batches)
+        except BaseException:
+            # a broken photo or an impatient Ctrl-C must not cost the steps since the last save
+            alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                self._save(metrics=None)
+            raise
+        finally:
+            self.checkpoints.wait()
+
+    def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.config.train, sharding.by_image(self.parts.mesh)
+        start = self.done
         progress = tqdm(
             total=train.steps, initial=start, unit="step", disable=jax.process_index() != 0
         )
@@ -193,91 +212,121 @@ class _Run:
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
-                state, scalars = step(
-                    state, self.parts.frozen, self.parts.text, batch, np.int32(done - 1)
+                self.state, scalars = step(
+                    self.state, self.parts.frozen, self.parts.text, batch, np.int32(done - 1)
                 )
+                self.done = done
                 progress.update()
                 if done == start + 1:
                     jax.block_until_ready(scalars)
                     began = time.perf_counter()
                 if done % train.log_every == 0 or done == train.steps:
                     scalars = jax.device_get(scalars)
-                    seconds = time.perf_counter() - began
                     images = (done - timed_from) * train.batch_size
-                    progress.set_postfix(self._log(done, scalars, images / max(seconds, 1e-9)))
+                    speed = images / (time.perf_counter() - began) if images else None
+                    progress.set_postfix(self._log(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._after(done, state, stop.asked):
+                stopping = self._all_stop(stop.asked)
+                if self._validate_and_save(stopping):
                     began, timed_from = time.perf_counter(), done
-                if stop.asked and done < train.steps:
-                    self.checkpoints.wait()
+                if stopping and done < train.steps:
                     raise KeyboardInterrupt(
                         f"stopped after step {done}, which is saved: the same command goes on"
                     )
-        return state
 
-    def _after(self, done: int, state: State, stopping: bool) -> bool:
+    def _all_stop(self, asked: bool) -> bool:
+        """Whether to stop; several processes must agree on the step, and meet at each log."""
+        if jax.process_count() == 1:
+            return asked
+        if self.done % self.config.train.log_every:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+
+    def _validate_and_save(self, stopping: bool) -> bool:
         """Validate and save where it is time to; returns whether that took time."""
-        train = self.config.train
-        validate = bool(train.eval_every) and done % train.eval_every == 0 and not stopping
-        last_or_half = done in (train.steps, train.steps // 2)
-        save = stopping or last_or_half or done % train.checkpoint_every == 0
-        summary = self._validate(done, state) if validate else None
-        if save:
-            self.checkpoints.save(
-                done,
-                state._asdict(),
-                self.parts.meta,
-                text=np.asarray(self.parts.text),
-                metrics=summary,
+        train, done = self.config.train, self.done
+        metrics = None
+        if done == train.steps:
+            if jax.process_index() == 0:
+                figures.curves(self.workdir / "curves.png", self.workdir / LOG)
+            results = evaluate.report(
+                self.config, self.workdir, self.parts, self.validation, self.state.trainable
             )
-        return validate or save
+            metrics = self._record(results)
+        elif train.eval_every and done % train.eval_every == 0 and not stopping:
+            metrics = self._record(
+                evaluate.evaluate_split(
+                    self.config,
+                    self.parts,
+                    self.validation,
+                    self.state.trainable,
+                    images=train.eval_images,
+                )
+            )
+        half_or_end = done in (train.steps, train.steps // 2)
+        save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
+        if save:
+            if not self._finite():
+                raise ValueError(self._diverged())
+            self._save(metrics)
+        return bool(save)
 
-    def _validate(self, done: int, state: State) -> dict[str, Any]:
-        results = evaluate.evaluate_split(
-            self.config,
-            self.parts,
-            self.validation,
-            state.trainable,
-            images=self.config.train.eval_images,
+    def _save(self, metrics: dict[str, Any] | None) -> None:
+        self.checkpoints.save(
+            self.done,
+            self.state._asdict(),
+            self.parts.meta,
+            text=np.asarray(self.parts.text),
+            metrics=metrics,
         )
+        self.saved = self.done
+
+    def _finite(self) -> bool:
+        leaves = jax.tree.leaves(self.state.trainable)
+        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
+
+    def _diverged(self) -> str:
+        return (
+            f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
+            f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
+            f"checkpoints up to step {self.saved} are untouched"
+        )
+
+    def _record(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Log the figures of an evaluation; return those of its main method."""
         scores: dict[str, dict[str, Any]] = {
             method: {name: value for name, value in summary.items() if name != "iou"}
             for method, summary in results.items()
         }
-        self._write(
-            done, {f"{m}/{name}": v for m, named in scores.items() for name, v in named.items()}
-        )
+        self._write({f"{m}/{name}": v for m, named in scores.items() for name, v in named.items()})
         best = scores[list(scores)[-1]]
         seen, unseen = best["miou_seen"], best["miou_unseen"]
         if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
             LOGGER.warning(
                 "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
                 "not fit the tower (--config.text.embeddings, --config.clip.source)",
-                *(done, seen, unseen),
+                *(self.done, seen, unseen),
             )
         return best
 
-    def _log(
-        self, done: int, scalars: dict[str, np.ndarray], images_per_second: float
-    ) -> dict[str, str]:
+    def _log(self, scalars: dict[str, np.ndarray], speed: float | None) -> dict[str, str]:
         if not np.isfinite(scalars["loss"]):
-            raise ValueError(
-                f"loss {scalars['loss']} at step {done}: lower --config.train.learning_rate, or "
-                "use --config.dtype=float32; the last checkpoint is untouched"
-            )
+            raise ValueError(self._diverged())
         numbers = {name: float(value) for name, value in scalars.items()}
-        rate = float(self.schedule(done - 1))
-        self._write(
-            done, {**numbers, "learning_rate": rate, "images_per_second": images_per_second}
-        )
+        rate = float(self.schedule(self.done - 1))
+        measured = {} if speed is None else {"images_per_second": speed}
+        self._write({**numbers, "learning_rate": rate, **measured})
         shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
-        return {**shown, "images/s": f"{images_per_second:.3g}"}
+        return shown if speed is None else {**shown, "images/s": f"{speed:.3g}"}
 
-    def _write(self, done: int, numbers: Mapping[str, float | None]) -> None:
+    def _write(self, numbers: Mapping[str, float | None]) -> None:
         if jax.process_index() == 0:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            with (self.workdir / LOG).open("a") as file:
-                file.write(json.dumps({"step": done, **numbers}) + "\n")
+            path = self.workdir / LOG
+            # a killed run may have left a line without its end
+            cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+            with path.open("a") as file:
+                file.write("\n" * cut + json.dumps({"step": self.done, **numbers}) + "\n")
 
 
 class _StopOnSignal:

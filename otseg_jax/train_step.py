@@ -103,7 +103,8 @@ def make_train_step(
 
     Returns:
         Function (state, frozen, text f32[K, n, c], batch, step i32[]) → (state, scalars f32[]). The
-        state's buffers are given away. Scalars: "loss" and its parts, accuracies in [0, 1].
+        state's buffers are given away. Scalars: "loss" and its terms, and accuracies in [0, 1],
+        means over parts.
 
     Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
     """

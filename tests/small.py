@@ -21,7 +21,6 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
         "model.prompt_tokens": 3,
         "model.decoder_layers": 2,
         "model.iterations": 20,
-        "mesh.model": 4,  # the tests run on four virtual devices
         "train.steps": 4,
         "train.batch_size": 4,
         "train.warmup": 2,

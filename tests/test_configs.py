@@ -1,4 +1,4 @@
-"""Configurations: the specification's table in numbers, full-size shapes, and no unread field."""
+"""Configurations: the published settings in numbers, full-size shapes, and no unread field."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ FILES = {
 }
 REGIMES = ("inductive", "transductive", "supervised")
 
-# specification, section 8: iterations by regime, crop, prompt tokens, templates, train and test
+# the published settings: iterations by regime, crop, prompt tokens, templates, train and test
 # resize, stride
 TABLE = {
     "voc12": ((20_000, 10_000, 20_000), 512, 10, 6, (2048, 512), (2048, 512), 426),
@@ -35,7 +35,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_table_of_the_specification(name):
+def test_the_published_settings(name):
     steps, crop, tokens, templates, train_scale, test_scale, stride = TABLE[name]
     configs = [FILES[name].get_config(regime) for regime in REGIMES]
     assert tuple(config.train.steps for config in configs) == steps

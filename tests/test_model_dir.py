@@ -167,6 +167,7 @@ def real_words(clip_files) -> model_dir.Model:
             "vision": model_dir.sizes(vision),
             "text": model_dir.sizes(sizes),
             "model": options,
+            "dataset": "voc12",
             "classes": list(voc.names),
             "unseen": list(voc.unseen),
             "palette": [list(c) for c in voc.palette],

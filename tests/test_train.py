@@ -76,10 +76,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 ):
     original = train._Run._log
 
-    def interrupt_at_three(self, done, scalars, speed):
-        if done == 3:
+    def interrupt_at_three(self, scalars, speed):
+        if self.done == 3:
             signal.raise_signal(signal.SIGINT)
-        return original(self, done, scalars, speed)
+        return original(self, scalars, speed)
 
     monkeypatch.setattr(train._Run, "_log", interrupt_at_three)
     with pytest.raises(KeyboardInterrupt, match="step 3, which is saved"):
@@ -174,7 +174,9 @@ def test_another_vocabulary_is_refused(finished, tmp_path):
         ({"mesh.model": 3}, r"mesh\.model=3"),
         ({"model.decoder": "softmax"}, r"model\.decoder='softmax'"),
         ({"data.dataset": "voc12"}, r"config\.data\.root"),
-        ({"data.dataset": "imagenet", "data.root": "."}, "imagenet"),
+        ({"data.dataset": "imagenet"}, "imagenet.*voc12"),
+        ({"eval.stride": 40, "data.ratio": (2.0, 1.0)}, r"eval\.stride=40.*data\.ratio"),
+        ({"eval.checkpoint": "bset", "eval.images": -1}, r"eval\.images=-1"),
         ({"init_from": "/nowhere"}, "/nowhere.*checkpoints"),
         ({"clip.source": "/nowhere"}, "/nowhere"),
         ({"text.embeddings": "/nowhere.npy"}, "/nowhere.npy"),
@@ -193,9 +195,86 @@ def test_bad_fields_are_named_and_cost_nothing(tmp_path, fields, message):
     assert not workdir.exists()
 
 
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ValueError, match="is a file; choose another folder") as error:
+        train.train_and_evaluate(small.config(), tmp_path / "run")
+    assert is_ours(error.value)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_checkpoint_that_does_not_exist_names_those_that_do(finished, tmp_path):
+    for wanted, message in (
+        ("bset", r"latest, best or a step of \[2, 4\]"),
+        ("3", "step 2, step 4"),
+    ):
+        config = small.config(init_from=str(finished), **{"eval.checkpoint": wanted})
+        with pytest.raises(ValueError, match=message) as error:
+            evaluate.evaluate_checkpoint(config, tmp_path / "out")
+        assert is_ours(error.value)
+
+
+def test_the_best_checkpoint_can_be_evaluated(finished, tmp_path):
+    config = small.config(init_from=str(finished), **{"eval.checkpoint": "best"})
+    evaluate.evaluate_checkpoint(config, tmp_path)
+    assert (tmp_path / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+def own_folder(root, unseen=(0, 7)):
+    """Shapes as a data set of your own."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for example in shapes.Shapes(split, size=4, image_size=40):
+            Image.fromarray(example["image"]).save(root / f"images/{split}/{example['name']}.jpg")
+            Image.fromarray(example["label"]).save(root / f"labels/{split}/{example['name']}.png")
+    names = VOCABULARIES["shapes"].names
+    lines = [f"{name},{'unseen' if k in unseen else 'seen'}" for k, name in enumerate(names)]
+    (root / "classes.csv").write_text("\n".join(["name,split", *lines]))
+    return {"data.dataset": "folder", "data.root": str(root)}
+
+
+def test_a_corrupt_photo_is_named(tmp_path):
+    fields = own_folder(tmp_path / "mine")
+    photo = tmp_path / "mine/images/train/train_000002.jpg"
+    photo.write_bytes(photo.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"train_000002\.jpg") as error:
+        train.train_and_evaluate(small.config(**fields), tmp_path / "run")
+    assert is_ours(error.value), "Grain's threads must not hide our message"
+
+
+def test_a_broken_validation_photo_costs_no_step(tmp_path):
+    fields = own_folder(tmp_path / "mine")
+    photo = tmp_path / "mine/images/val/val_000001.jpg"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:300])
+    config = small.config(**fields, **{"train.steps": 3})
+    with pytest.raises(ValueError, match=r"val_000001\.jpg"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 3
+    photo.write_bytes(whole)
+    train.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_another_class_list_is_refused(tmp_path):
+    fields = own_folder(tmp_path / "mine")
+    config = small.config(**fields, **{"train.steps": 1})
+    train.train_and_evaluate(config, tmp_path / "run")
+    own_folder_again = (tmp_path / "mine" / "classes.csv").read_text()
+    (tmp_path / "mine" / "classes.csv").write_text(
+        own_folder_again.replace("plain blue star,seen", "plain blue star,unseen")
+    )
+    for work in (train.train_and_evaluate, evaluate.evaluate_checkpoint):
+        with pytest.raises(ValueError, match="unseen") as error:
+            work(config, tmp_path / "run")
+        assert is_ours(error.value)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = small.config(**{"train.learning_rate": 1e30, "train.warmup": 0})
-    with pytest.raises(ValueError, match=r"at step \d: lower --config\.train\.learning_rate"):
+    with pytest.raises(ValueError, match=r"at step \d.*lower --config\.train\.learning_rate"):
         train.train_and_evaluate(config, tmp_path)
 
 
@@ -251,20 +330,10 @@ def test_real_photos_train_and_evaluate(photos, clip_files, tmp_path):
 
 
 def test_your_own_folder_trains_and_evaluates(tmp_path):
-    root = tmp_path / "mine"
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for example in shapes.Shapes(split, size=4, image_size=40):
-            Image.fromarray(example["image"]).save(root / f"images/{split}/{example['name']}.jpg")
-            Image.fromarray(example["label"]).save(root / f"labels/{split}/{example['name']}.png")
-    names = VOCABULARIES["shapes"].names
-    lines = [f"{name},{'unseen' if k in (0, 7) else 'seen'}" for k, name in enumerate(names)]
-    (root / "classes.csv").write_text("\n".join(["name,split", *lines]))
-    fields = {"data.dataset": "folder", "data.root": str(root), "train.steps": 1}
-    train.train_and_evaluate(small.config(**fields), tmp_path / "run")
+    fields = own_folder(tmp_path / "mine")
+    train.train_and_evaluate(small.config(**fields, **{"train.steps": 1}), tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert list(results["otseg"]["iou"]) == sorted(names)
+    assert list(results["otseg"]["iou"]) == sorted(VOCABULARIES["shapes"].names)
     assert results["otseg"]["miou_unseen"] is not None
 
 

@@ -46,7 +46,7 @@ def for_train(
     Returns:
       image f32[crop, crop, 3], 0 where padded, and label u8[crop, crop], 255 where padded.
 
-    Source: specification of the authors' program (mmsegmentation 0.x training pipeline).
+    Source: the authors' training pipeline (mmsegmentation).
     """
     factor = rng.uniform(*ratio)
     drawn = (int(scale[0] * factor), int(scale[1] * factor))

@@ -102,7 +102,7 @@ class VisionTower(nnx.Module):
         remat: recompute each block in the backward pass instead of keeping its activations.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4; deep prompts: VPT (arXiv 2203.12119) section 3.2.
+    Source: CLIP (arXiv 2103.00020); deep prompts: VPT (arXiv 2203.12119).
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class VisionTower(nnx.Module):
         Raises:
             ValueError: an image smaller than one patch, more prompt layers than blocks.
 
-        Source: OTSeg section 3.1; VPT-deep.
+        Source: OTSeg (arXiv 2403.14183); VPT-deep.
         """
         *_, tokens = self.stages(image, prompts)
         return tokens
@@ -226,7 +226,7 @@ class TextTower(nnx.Module):
         dtype: of the blocks' matrix products.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4.
+    Source: CLIP (arXiv 2103.00020).
     """
 
     def __init__(

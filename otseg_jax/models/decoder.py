@@ -172,8 +172,9 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention = attention
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        options: dict[str, Any] = {"epsilon": 1e-5, "use_fast_variance": False, "rngs": rngs}
+        self.norm2 = nnx.LayerNorm(width, **options)
+        self.norm3 = nnx.LayerNorm(width, **options)
         self.linear1 = torch_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.linear2 = torch_linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout
@@ -233,7 +234,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"model.decoder={kind!r}: choose one of {', '.join(KINDS)}")
         if layers < 1:
             raise ValueError(f"model.decoder_layers={layers}: at least one layer is needed")
-        if kind == "cross_attention" and width % heads:
+        if kind == "cross_attention" and (heads < 1 or width % heads):
             raise ValueError(f"model.decoder_heads={heads} must divide the embedding width {width}")
         self.kind = kind
         seed = rngs.params()

@@ -11,12 +11,13 @@ from otseg_jax.weights import openai
 from otseg_jax.weights.table import Rule, linear, norm
 
 
-def otseg_rules(*, blocks: int, layers: int) -> list[Rule]:
+def otseg_rules(*, blocks: int, layers: int, deep: bool = True) -> list[Rule]:
     """Rules for the leaves of `OTSeg`.
 
     Args:
         blocks: transformer blocks of the vision tower.
         layers: layers of the decoder.
+        deep: whether blocks after the first have prompts of their own.
 
     Returns:
         One rule per leaf.
@@ -24,7 +25,7 @@ def otseg_rules(*, blocks: int, layers: int) -> list[Rule]:
     rules = [
         *openai.vision_rules("backbone.", "vision/", blocks=blocks),
         Rule("backbone.prompt_embeddings", "prompts/first"),
-        Rule("backbone.deep_prompt_embeddings", "prompts/deep"),
+        *([Rule("backbone.deep_prompt_embeddings", "prompts/deep")] if deep else []),
         *linear("backbone.prompt_proj", "prompts/proj"),
         *norm("backbone.prompt_norm", "prompts/norm"),
         *linear("decode_head.q_proj", "q_proj"),
@@ -52,19 +53,20 @@ def text_rules(*, blocks: int) -> list[Rule]:
     return openai.text_rules("text_encoder.", "", blocks=blocks)
 
 
-def rules(*, blocks: int, layers: int, text_blocks: int = 0) -> list[Rule]:
+def rules(*, blocks: int, layers: int, text_blocks: int = 0, deep: bool = True) -> list[Rule]:
     """Rules for a whole checkpoint: leaves of `OTSeg`, and those of `TextTower` below "text/".
 
     Args:
         blocks: transformer blocks of the vision tower.
         layers: layers of the decoder.
         text_blocks: transformer blocks of the text tower; 0: the checkpoint has none.
+        deep: whether blocks after the first have prompts of their own.
 
     Returns:
         One rule per leaf.
     """
     text = openai.text_rules("text_encoder.", "text/", blocks=text_blocks) if text_blocks else []
-    return [*otseg_rules(blocks=blocks, layers=layers), *text]
+    return [*otseg_rules(blocks=blocks, layers=layers, deep=deep), *text]
 
 
 def unused(*, layers: int) -> list[str]:
