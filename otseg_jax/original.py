@@ -119,7 +119,7 @@ def _head(
     if first is None or missing or not found or not all(index.isdigit() for index in found):
         raise ValueError(
             f"{where} is no OTSeg or ZegCLIP checkpoint: it lacks visual prompts or the layers of "
-            f"decode_head.decoder_1 ({', '.join(missing or [FIRST, 'decode_head.decoder_1.layers.*'])})"
+            f"the decoder ({', '.join(missing) or FIRST}, decode_head.decoder_1.layers.*)"
         )
     deep = 1 if every is None else every.shape[0] + 1
     return {
