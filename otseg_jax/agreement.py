@@ -70,7 +70,9 @@ def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where
             f"{meta['config']['clip']['source']} (it was trained with "
             f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
         )
-    same_data = saved["config"]["data"]["dataset"] == meta["config"]["data"]["dataset"]
+    theirs, ours = saved["config"]["data"].get("dataset"), meta["config"]["data"]["dataset"]
+    # folders of one's own have one name and may be different data sets
+    same_data = saved["classes"] == meta["classes"] or theirs == ours != "folder"
     if same_data and saved["unseen"] != meta["unseen"]:
         problems.append(f"its unseen classes were {saved['unseen']} and are {meta['unseen']}")
     if same_data and saved["vocabulary_hash"] != meta["vocabulary_hash"]:

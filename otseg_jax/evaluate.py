@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from tqdm import tqdm
 
 from otseg_jax import agreement, experiment, figures, inference, metrics, model_dir
 from otseg_jax.checkpoint import Checkpoints
@@ -122,8 +123,8 @@ def report(
         metrics.write_json(workdir / RESULTS, results)
         figures.panel(workdir / "predictions.png", rows, parts.vocabulary)
         unseen = [parts.vocabulary.names[k] for k in parts.vocabulary.unseen]
-        print(metrics.table(results, unseen))
-        print(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
+        tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
+        tqdm.write(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
     return results
 
 
@@ -208,7 +209,7 @@ def _print_overlap(meta: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     """A class of the same name was trained on (or not) under that name: not zero-shot in full."""
     seen = {name for k, name in enumerate(meta["classes"]) if k not in meta["unseen"]}
     shared = [name for name in vocabulary.names if name in seen]
-    print(
+    tqdm.write(
         f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that "
         f"was trained with labels: {', '.join(shared) or 'none'}"
     )
