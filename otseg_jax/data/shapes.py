@@ -16,16 +16,20 @@ elementwise IEEE arithmetic alone, and sines are rounded, so that machines agree
 import colorsys
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
+from jaxtyping import UInt8
 
 from otseg_jax.data.classes import IGNORE, VOCABULARIES, Vocabulary
 
 SPLITS = ("train", "val")
 SMALLEST_IMAGE = 32
+
+Thing = tuple[str, str, str]
+"""What an object is: (pattern, colour, shape), of `PATTERNS`, `COLOURS` and `SHAPES`."""
 
 _Place = tuple[float, float, float]  # x, y, radius of an object in pixels
 
@@ -105,15 +109,44 @@ class Shapes:
         if not 0 <= (i := operator.index(index)) < self.size:
             raise IndexError(f"index {i} of a split of {self.size} images")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
-        image = _background(rng, self.image_size)
-        label = np.full((self.image_size, self.image_size), IGNORE, np.uint8)
-        for order, place in enumerate(_layout(rng, self.image_size)):
-            # the first object walks through the classes, so that a small split lacks none
-            number = i if order == 0 else int(rng.random() * len(self.vocabulary))
-            _draw(rng, (image, label), place, number % len(self.vocabulary))
-        image = np.clip(image + 0.025 * (rng.random(image.shape[:2])[..., None] - 0.5), 0.0, 1.0)
-        pixels = (image * 255.0 + 0.5).astype(np.uint8)
-        return {"image": pixels, "label": label, "name": f"{self.split}_{i:06d}"}
+        classes = len(self.vocabulary)
+        # the first object walks through the classes, so that a small split lacks none
+        ids = [i % classes, *(int(rng.random() * classes) for _ in range(int(rng.random() * 4)))]
+        things = [tuple(self.vocabulary.names[k].split()) for k in ids]
+        image, which = draw(rng, things, image_size=self.image_size)
+        label = np.append(np.uint8(ids), np.uint8(IGNORE))[np.minimum(which, len(ids))]
+        return {"image": image, "label": label, "name": f"{self.split}_{i:06d}"}
+
+
+def draw(
+    rng: np.random.Generator,
+    things: Sequence[Thing],
+    *,
+    image_size: int,
+    unit: float | None = None,
+) -> tuple[UInt8[np.ndarray, "{image_size} {image_size} 3"], UInt8[np.ndarray, "..."]]:
+    """Draw a scene of one to four things on a background.
+
+    Args:
+      rng: source of every draw.
+      things: (pattern, colour, shape) of each, back to front.
+      image_size: height and width, pixels.
+      unit: pixels of the image for one of a 96-pixel image in the lengths of patterns, borders and
+        shadows; None: image_size / 96, so that a larger image is the same scene in more detail.
+
+    Returns:
+      image u8[s, s, 3] RGB, and u8[s, s] with the position in `things` of what is seen there, 255
+      for background and borders. One that finds no place is not drawn.
+    """
+    unit = image_size / _REFERENCE_SIZE if unit is None else unit
+    image = _background(rng, image_size)
+    which = np.full((image_size, image_size), IGNORE, np.uint8)
+    for order, (thing, place) in enumerate(
+        zip(things, _layout(rng, image_size, len(things)), strict=False)
+    ):
+        _draw(rng, (image, which), place, thing, order, unit)
+    image = np.clip(image + 0.025 * (rng.random(image.shape[:2])[..., None] - 0.5), 0.0, 1.0)
+    return (image * 255.0 + 0.5).astype(np.uint8), which
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
@@ -126,9 +159,8 @@ def _rotation(angle: float) -> tuple[float, float]:
     return round(math.cos(angle), 6), round(math.sin(angle), 6)
 
 
-def _layout(rng: np.random.Generator, size: int) -> list[_Place]:
+def _layout(rng: np.random.Generator, size: int, count: int) -> list[_Place]:
     """Places for one to four objects, back to front, that hide at most a part of each other."""
-    count = 1 + int(rng.random() * 4)
     largest = (33.0, 29.0, 26.0, 23.0)[count - 1]
     placed: list[_Place] = []
     for _ in range(count):
@@ -181,14 +213,18 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _draw(
-    rng: np.random.Generator, canvas: tuple[np.ndarray, np.ndarray], place: _Place, class_id: int
+    rng: np.random.Generator,
+    canvas: tuple[np.ndarray, np.ndarray],
+    place: _Place,
+    thing: Thing,
+    order: int,
+    unit: float,
 ) -> None:
-    """Paint one object with its shadow over the canvas (image, label), in place."""
-    image, label = canvas
+    """Paint one object with its shadow over the canvas (image, which), in place."""
+    image, which = canvas
     x, y, radius = place
-    size = len(label)
-    unit = size / _REFERENCE_SIZE
-    pattern, colour, shape = VOCABULARIES["shapes"].names[class_id].split()
+    size = len(which)
+    pattern, colour, shape = thing
     cosine, sine = _rotation(_between(rng, 0.0, 2.0 * math.pi))
 
     reach = 1.25 * radius + 6.0 * unit
@@ -216,10 +252,10 @@ def _draw(
     colours *= (1.0 - 0.42 * shadow)[..., None]
     colours += (paint - colours) * np.clip(0.5 - outline, 0.0, 1.0)[..., None]
 
-    ids = label[top:bottom, left:right]
+    ids = which[top:bottom, left:right]
     border = _BORDER * unit
     ids[outline < border] = IGNORE
-    ids[outline < -border] = class_id
+    ids[outline < -border] = order
 
 
 def _paint(
