@@ -63,7 +63,8 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "prompt_blocks": 0,  # blocks with prompts of their own; 0: all
                 "dropout": 0.1,  # rate in [0, 1)
                 "epsilon": 0.05,  # weight of the entropy in Sinkhorn
-                "iterations": 100,  # Sinkhorn updates
+                "sinkhorn": "implicit",  # implicit (converged) | unrolled (the reference's updates)
+                "iterations": 100,  # Sinkhorn updates, unrolled only
                 "remat": False,  # recompute blocks in the backward pass (any value, same result)
             },
             "data": {

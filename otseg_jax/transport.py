@@ -27,7 +27,10 @@ MAX_STEPS = 200
 LONGEST_STEP = 16.0  # range of a bold step: longer ones leave the range of float32
 TINY = 1e-30  # a graph whose edges weigh less has come apart
 
-Kernel = Callable[[Float[Array, "*batch n"]], Float[Array, "*batch n m"]]
+# of an array that stays the same for a whole solve, and the shifts of the potentials
+Kernel = Callable[
+    [Float[Array, "*batch n m"], Float[Array, "*batch n"]], Float[Array, "*batch n m"]
+]
 
 
 class Potentials(NamedTuple):
@@ -71,42 +74,66 @@ def solve(
     mode and any number of times; the gradient of a weight that is 0 is 0. Potentials and steps are
     constants.
     """
-    kernel, start, exponentiated = _kernel(similarity, a, b, epsilon)
-    state = _newton(kernel, start, a, b, tolerance=tolerance, absorb=not exponentiated)
-    shift, scale = state.potentials
-    weighted = kernel(shift) * scale[..., None]
+    if epsilon * LARGEST_EXPONENT >= LARGEST_COST:
+        state, constant = _exponentiated(similarity, a, b, epsilon, tolerance)
+        (shift, scale), kernel = state.potentials, constant
+    else:
+        state, constant = _log_domain(similarity, a, b, epsilon, tolerance)
+        shift, scale = state.potentials
+        kernel = _log_kernel(constant, shift)
+    weighted = kernel * scale[..., None]
     plan = weighted * (a / jnp.sum(weighted, axis=-2))[..., None, :]
     return Solved(plan, shift + jnp.log(scale), state.steps)
 
 
-def _kernel(similarity, a, b, epsilon) -> tuple[Kernel, Potentials, bool]:
-    """Kernel of given shifts up to a factor per pixel, and potentials to start from."""
-    zero = jnp.zeros_like(b)
-    if epsilon * LARGEST_EXPONENT >= LARGEST_COST:
-        # Exponentiated once: from here on, an iteration is products and sums.
-        constant = jnp.exp((similarity - 1.0) / epsilon)
-        columns = jnp.einsum("...nm,...m->...n", constant, a)
-        return lambda shift: constant, Potentials(zero, quotient(b, columns)), True
+def _exponentiated(similarity, a, b, epsilon, tolerance):
+    """Solve with the kernel exponentiated once: an iteration is products and sums."""
+    # Behind the barrier there is one kernel; XLA would transpose one for each of its uses.
+    kernel = jax.lax.optimization_barrier(jnp.exp((similarity - 1.0) / epsilon))
+    # Columns first, as in the log domain below: no sum can underflow.
+    columns = jnp.sum(kernel * a[..., None, :], axis=-1)
+    start = Potentials(jnp.zeros_like(b), quotient(b, columns))
+    return _newton(_keep, kernel, start, a, b, tolerance=tolerance, absorb=False)
 
-    def log_domain(shift):
-        x = similarity / epsilon + shift[..., None]
-        return jnp.exp(x - jnp.max(x, axis=-2, keepdims=True))
 
+def _log_domain(similarity, a, b, epsilon, tolerance):
+    """Solve with a kernel that follows the potentials, for an ε too small to exponentiate."""
+    exponent = jax.lax.optimization_barrier(similarity / epsilon)
     # Every prompt starts with a pixel of its own: no column sum underflows, however small ε is.
-    best = jnp.max(jnp.where(a[..., None, :] > 0, similarity, -jnp.inf), axis=-1)
-    shift = jnp.where(b > 0, -jnp.round(best / epsilon), -jnp.inf)
-    return log_domain, Potentials(shift, jnp.where(b > 0, 1.0, zero)), False
+    best = jnp.max(jnp.where(a[..., None, :] > 0, exponent, -jnp.inf), axis=-1)
+    shift = jnp.where(b > 0, -jnp.round(best), -jnp.inf)
+    start = Potentials(shift, (b > 0).astype(b.dtype))
+    return _newton(_log_kernel, exponent, start, a, b, tolerance=tolerance, absorb=True)
 
 
-def _newton(kernel: Kernel, start: Potentials, a, b, *, tolerance: float, absorb: bool) -> State:
-    """Newton's method on the potentials, each problem on its own and frozen once it is done."""
-    measure = functools.partial(_measure, kernel, a=a, b=b)
+def _keep(kernel, shift):
+    del shift  # always zero here
+    return kernel
+
+
+def _log_kernel(exponent, shift):
+    """exp(exponent + shift), up to a factor per pixel that makes its largest entry 1."""
+    x = exponent + shift[..., None]
+    return jnp.exp(x - jnp.max(x, axis=-2, keepdims=True))
+
+
+def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance, absorb: bool):
+    """Newton's method on the potentials, each problem on its own and frozen once it is done.
+
+    Returns the last state and `constant`, which a caller should use in place of its own: carried
+    through the loop it needs no copy.
+    """
     move = functools.partial(_move, absorb=absorb)
     potentials = start
     for _ in range(WARM_STEPS):
-        columns = _columns(kernel(potentials.shift), potentials.scale, a)
+        columns = _columns(kernel_of(constant, potentials.shift), potentials.scale, a)
         potentials = move(potentials, jnp.log(jnp.where(b > 0, quotient(b, columns), 1.0)))
-    edges, columns, error = measure(potentials)
+
+    def measure(potentials, constant):
+        kernel = kernel_of(constant, potentials.shift)
+        return _measure(kernel * potentials.scale[..., None], a, b)
+
+    edges, columns, error = measure(potentials, constant)
     none = jnp.zeros(error.shape, jnp.int32)
     damping = jnp.full_like(error, 0.5)
     state = State(potentials, edges, columns, error, damping, none, none)
@@ -115,10 +142,11 @@ def _newton(kernel: Kernel, start: Potentials, a, b, *, tolerance: float, absorb
         # NaN compares false: a broken problem stops at once, alone, and stays NaN.
         return (state.error > tolerance) & (state.steps < MAX_STEPS)
 
-    def advance(state: State) -> State:
+    def advance(carry):
+        state, constant = carry
         bold = (state.failures < PATIENCE) & (state.steps < BOLD_STEPS)
         potentials = move(state.potentials, _step(state, b, bold))
-        edges, columns, error = measure(potentials)
+        edges, columns, error = measure(potentials, constant)
         accepted = (error < state.error) | ~bold
         failed = jnp.maximum(8.0 * state.damping, 0.1 / jnp.minimum(state.error, 1.0))
         history = {
@@ -130,11 +158,12 @@ def _newton(kernel: Kernel, start: Potentials, a, b, *, tolerance: float, absorb
             potentials=potentials, edges=edges, columns=columns, error=error
         )
         point = jax.tree.map(functools.partial(_select, accepted), candidate, state)
-        return jax.tree.map(
-            functools.partial(_select, running(state)), point._replace(**history), state
-        )
+        frozen = functools.partial(_select, running(state))
+        # Without the barrier XLA sees that this is the same array, and then copies it.
+        constant = jax.lax.optimization_barrier(constant)
+        return jax.tree.map(frozen, point._replace(**history), state), constant
 
-    return jax.lax.while_loop(lambda state: jnp.any(running(state)), advance, state)
+    return jax.lax.while_loop(lambda carry: jnp.any(running(carry[0])), advance, (state, constant))
 
 
 def _step(state: State, b, bold):
@@ -165,10 +194,9 @@ def _columns(kernel, scale, a):
     return columns * scale
 
 
-def _measure(kernel: Kernel, potentials: Potentials, *, a, b):
-    """Edges of the Laplacian, column sums, and the L1 error of these."""
-    values = kernel(potentials.shift) * potentials.scale[..., None]
-    edges = gram(values * (jnp.sqrt(a) / jnp.sum(values, axis=-2))[..., None, :])
+def _measure(weighted, a, b):
+    """Edges of the Laplacian, column sums, and the L1 error of these, of kernel·scale."""
+    edges = gram(weighted * (jnp.sqrt(a) / jnp.sum(weighted, axis=-2))[..., None, :])
     columns = jnp.sum(edges, axis=-1)
     return edges, columns, jnp.sum(jnp.abs(columns - b), axis=-1)
 
@@ -221,33 +249,25 @@ def solve_laplacian(
     Source: Grassmann, Taksar and Heyman 1985 (elimination without subtraction).
     """
     n = edges.shape[-1]
-    index = jnp.arange(n + 2)
-    off_diagonal = index[:n, None] != index
     system = jnp.concatenate([edges, ground[..., None], residual[..., None]], axis=-1)
-
-    def eliminate(k, system):
-        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
-        row = jnp.where(index > k, row, 0.0)
-        pivot = jnp.sum(row[..., : n + 1], axis=-1, keepdims=True)
+    rows = []
+    # Unrolled, with what is left of the system shrinking: n is small, and a loop costs five times as
+    # much.
+    for k in range(n):
+        row = system[..., 0, 1:]
+        pivot = jnp.sum(row[..., :-1], axis=-1, keepdims=True)
         tied = pivot > TINY
         # What rounding leaves of a residual must not drive two components apart.
-        lacking = (index == n + 1) & (k < n - 1) & (jnp.abs(row) > 1e-6)
-        lonely = jnp.where(lacking, row * apart, 0.0)
-        row = jnp.where(tied, row / jnp.where(tied, pivot, 1.0), lonely)
-        column = jax.lax.dynamic_index_in_dim(system, k, axis=-1, keepdims=False)
-        column = jnp.where(index[:n] > k, column, 0.0)
-        system = system + column[..., None] * row[..., None, :]
-        system = jnp.where(off_diagonal, system, 0.0)
-        return jax.lax.dynamic_update_index_in_dim(system, row, k, axis=-2)
-
-    def substitute(i, x):
-        k = n - 1 - i
-        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
-        value = row[..., n + 1] + jnp.sum(row[..., :n] * x, axis=-1)
-        return jax.lax.dynamic_update_index_in_dim(x, value, k, axis=-1)
-
-    system = jax.lax.fori_loop(0, n, eliminate, jnp.where(off_diagonal, system, 0.0))
-    return jax.lax.fori_loop(0, n, substitute, jnp.zeros_like(residual))
+        lacking = jnp.where(jnp.abs(row) > 1e-6, row * (apart if k < n - 1 else 0.0), 0.0)
+        alone = jnp.concatenate([jnp.zeros_like(row[..., :-1]), lacking[..., -1:]], axis=-1)
+        row = jnp.where(tied, row / jnp.where(tied, pivot, 1.0), alone)
+        system = system[..., 1:, 1:] + system[..., 0, 1 : n - k, None] * row[..., None, :]
+        rows.append(row)
+    x = rows[-1][..., -1:]
+    for row in reversed(rows[:-1]):
+        value = row[..., -1] + jnp.sum(row[..., :-2] * x, axis=-1)
+        x = jnp.concatenate([value[..., None], x], axis=-1)
+    return x
 
 
 def _forward(similarity, a, b, epsilon, tolerance):
