@@ -2,8 +2,8 @@
 
 With the rows (pixels) eliminated, what is left to minimise is a convex function of one potential
 v[n] per prompt, the semi-dual. Its gradient is the error of the column sums, and its Hessian the
-n×n Laplacian of a graph: edge (j, k) weighs what pixels share prompts j and k. Newton's method on it
-takes 2 to 9 steps where Sinkhorn's updates take 20 to 400.
+n×n Laplacian of a graph: edge (j, k) weighs what pixels share prompts j and k. Newton's method on
+it takes 2 to 9 steps where Sinkhorn's updates take 20 to 400.
 
 Arrays end in `[n, m]`, prompts then pixels, so that the long axis fills the vector lanes. Leading
 axes are independent problems: nothing that one of them does is visible to another. Weights
@@ -124,14 +124,13 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance, 
         columns = _columns(kernel_of(constant, potentials.shift), potentials.scale, a)
         potentials = move(potentials, jnp.log(jnp.where(b > 0, quotient(b, columns), 1.0)))
 
-    def measure(potentials, constant):
-        kernel = kernel_of(constant, potentials.shift)
-        return _measure(kernel * potentials.scale[..., None], a, b)
-
-    edges, columns, error = measure(potentials, constant)
-    none = jnp.zeros(error.shape, jnp.int32)
-    damping = jnp.full_like(error, 0.5)
-    state = State(potentials, edges, columns, error, damping, none, none)
+    # Nothing is measured yet, and nothing lacks: the first pass through the loop does not move and
+    # measures. Measured out here, the kernel could be compiled to other roundings than in there.
+    none = jnp.zeros(b.shape[:-1], jnp.int32)
+    infinite = jnp.full(none.shape, jnp.inf, b.dtype)
+    edges = jnp.zeros((*b.shape, b.shape[-1]), b.dtype)
+    damping = jnp.full_like(infinite, 2.0)
+    state = State(potentials, edges, b, infinite, damping, none, none - 1)
 
     def running(state: State) -> Bool[Array, "*batch"]:
         # NaN compares false: a broken problem stops at once, alone, and stays NaN.
@@ -141,8 +140,9 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance, 
         state, constant = carry
         bold = (state.failures < PATIENCE) & (state.steps < BOLD_STEPS)
         potentials = move(state.potentials, _step(state, b, bold))
-        edges, columns, error = measure(potentials, constant)
-        accepted = (error < state.error) | ~bold
+        kernel = kernel_of(constant, potentials.shift)
+        edges, columns, error = _measure(kernel * potentials.scale[..., None], a, b)
+        accepted = (error < state.error) | ~bold | (state.steps < 0)
         failed = jnp.maximum(8.0 * state.damping, 0.1 / jnp.minimum(state.error, 1.0))
         history = {
             "damping": jnp.where(accepted, state.damping / 4.0, failed),
@@ -162,10 +162,11 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance, 
 def _step(state: State, b, bold):
     """Step δ of the potentials: (L + λ·diag(c))·δ = b − c, L the Laplacian, c the column sums.
 
-    Bold: λ follows the error, so that the last steps are quadratic; the caller checks that the error
-    falls. Careful: λ = 0, and δ is shortened until descent is certain. Along δ of range ρ the
-    curvature changes at most by e^±ρ (softmax is quasi-self-concordant), hence a range of log(1 + ρ)
-    always descends, and so does ρ itself below 1.79. This crosses plateaus whose curvature is e^-40.
+    Bold: λ follows the error, so that the last steps are quadratic; the caller checks that the
+    error falls. Careful: λ = 0, and δ is shortened until descent is certain. Along δ of range ρ the
+    curvature changes at most by e^±ρ (softmax is quasi-self-concordant), hence a range of
+    log(1 + ρ) always descends, and so does ρ itself below 1.79. It is this that crosses plateaus
+    whose curvature is e^-40.
     """
     residual = b - state.columns
     # Rounding leaves a sum that no step can remove.
@@ -245,21 +246,30 @@ def solve_laplacian(
     """
     n = edges.shape[-1]
     system = jnp.concatenate([edges, ground[..., None], residual[..., None]], axis=-1)
-    rows = []
-    # Unrolled, with what is left of the system shrinking: n is small, and a loop costs five times as
-    # much.
-    for k in range(n):
-        row = system[..., 0, 1:]
-        pivot = jnp.sum(row[..., :-1], axis=-1, keepdims=True)
+    rows, columns = (
+        jax.lax.broadcasted_iota(jnp.int32, system.shape, system.ndim - axis) for axis in (2, 1)
+    )
+    off_diagonal, index = rows != columns, columns[..., 0, :]
+
+    def eliminate(k, system):
+        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
+        row = jnp.where(index > k, row, 0.0)
+        column = row[..., :n]  # of a symmetric matrix
+        pivot = jnp.sum(row[..., : n + 1], axis=-1, keepdims=True)
         tied = pivot > TINY
         # What rounding leaves of a residual must not drive two components apart.
-        lacking = jnp.where(jnp.abs(row) > 1e-6, row * (apart if k < n - 1 else 0.0), 0.0)
-        alone = jnp.concatenate([jnp.zeros_like(row[..., :-1]), lacking[..., -1:]], axis=-1)
+        lacking = (index == n + 1) & (k < n - 1) & (jnp.abs(row) > 1e-6)
+        alone = jnp.where(lacking, row * apart, 0.0)
         row = jnp.where(tied, row / jnp.where(tied, pivot, 1.0), alone)
-        system = system[..., 1:, 1:] + system[..., 0, 1 : n - k, None] * row[..., None, :]
-        rows.append(row)
-    x = rows[-1][..., -1:]
-    for row in reversed(rows[:-1]):
-        value = row[..., -1] + jnp.sum(row[..., :-2] * x, axis=-1)
-        x = jnp.concatenate([value[..., None], x], axis=-1)
-    return x
+        system = system + jnp.where(off_diagonal, column[..., None] * row[..., None, :], 0.0)
+        return jax.lax.dynamic_update_index_in_dim(system, row, k, axis=-2)
+
+    def substitute(i, x):
+        k = n - 1 - i
+        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
+        value = row[..., n + 1] + jnp.sum(row[..., :n] * x, axis=-1)
+        return jax.lax.dynamic_update_index_in_dim(x, value, k, axis=-1)
+
+    # Loops and not n copies of their bodies, which would run as fast and compile for seconds.
+    system = jax.lax.fori_loop(0, n, eliminate, jnp.where(off_diagonal, system, 0.0))
+    return jax.lax.fori_loop(0, n, substitute, jnp.zeros_like(residual))

@@ -1,4 +1,4 @@
-"""Multi-Prompt Sinkhorn: optimal transport between the pixels of an image and the prompts of a class.
+"""Multi-Prompt Sinkhorn: optimal transport between the pixels of an image and prompts of a class.
 
 A class is described by n prompts, an image by m pixels, and every (image, class) pair is a small
 transport problem of its own: which pixels does each prompt take, if every prompt must take an equal
@@ -42,16 +42,16 @@ def sinkhorn(
 ) -> Float[Array, "*batch m n"]:
     """Transport plan that maximises similarity, smoothed by entropy.
 
-    T* = argmin over T in Π(a, b) of ⟨T, 1 − S⟩ − ε·H(T), with H(T) = −Σ T·log T and Π(a, b) the plans
-    T ≥ 0 whose rows sum to a (pixels, 1/m each) and columns to b (prompts, 1/n each).
+    T* = argmin over T in Π(a, b) of ⟨T, 1 − S⟩ − ε·H(T), with H(T) = −Σ T·log T and Π(a, b) the
+    plans T ≥ 0 whose rows sum to a (pixels, 1/m each) and columns to b (prompts, 1/n each).
 
     Args:
-        similarity: f32[..., m, n], cosine in [-1, 1]; the cost is 1 − similarity in [0, 2]. bf16 and
-            f16 are solved in f32. Outside that range the result may be NaN.
+        similarity: f32[..., m, n], cosine in [-1, 1]; the cost is 1 − similarity in [0, 2]. bf16
+            and f16 are solved in f32. Outside that range the result may be NaN.
         epsilon: weight of the entropy, in units of the cost; > 0, tested from 0.5 to 0.005.
-        iterations: None solves to `tolerance`, each problem on its own; the gradient is implicit and
-            needs no more memory than the plan. A number runs exactly that many updates (rows, then
-            columns, so that columns are met exactly); the gradient goes through them.
+        iterations: None solves to `tolerance`, each problem on its own; the gradient is implicit
+            and needs no more memory than the plan. A number runs exactly that many updates (rows,
+            then columns, so that columns are met exactly); the gradient goes through them.
         tolerance: largest Σₙ|column sum − b| at which a problem is solved, without `iterations`;
             rows are then met to rounding.
         pixel_weights: bool or f32[..., m], ≥ 0, a up to scale; None: all alike. False or 0 masks a
@@ -70,8 +70,8 @@ def sinkhorn(
 
     Differs:
         The reference runs up to 100 updates and stops the whole batch together when its mean update
-        falls below 1e-6, with rows still off by about 1e-4. A result that depends on what else is in
-        the batch is not copied; plans differ by up to 4e-4 of their largest entry.
+        falls below 1e-6, with rows still off by about 1e-4. A result that depends on what else is
+        in the batch is not copied; plans differ by up to 4e-4 of their largest entry.
 
     Example:
         >>> plan = sinkhorn(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
@@ -231,7 +231,7 @@ def _solve(similarity, a, b, *, epsilon, iterations, tolerance) -> newton.Solved
 
 
 def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:
-    """The paper's algorithm: a fixed number of updates in the log domain, differentiated through."""
+    """The paper's algorithm: a fixed number of updates in the log domain, differentiable."""
     kernel = (similarity - 1.0) / epsilon
 
     def potential(weights, exponent, axis):
@@ -245,7 +245,7 @@ def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:
         v = potential(b, kernel + u[..., None, :], -1)
         return (u, v), None
 
-    # Checkpointed: the backward pass keeps m + n numbers an iteration instead of several m·n arrays.
+    # Checkpointed: the backward pass keeps m + n numbers an iteration, not several m·n arrays.
     start = (jnp.zeros_like(a), jnp.where(b > 0, jnp.zeros_like(b), -jnp.inf))
     (u, v), _ = jax.lax.scan(jax.checkpoint(update), start, length=iterations)
     plan = jnp.exp(kernel + u[..., None, :] + v[..., None])

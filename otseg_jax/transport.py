@@ -42,8 +42,8 @@ def by_chunks(function, *arrays):
     """Apply `function` to problems [..., n, m] with arrays [..., m] or [..., n] beside them.
 
     On a CPU a fixed number of problems at a time: they fit the cache, which makes it two to three
-    times as fast, and as every problem goes through the same program, whatever the batch, its result
-    has the same bits alone and in any company. Other devices take all problems at once.
+    times as fast, and as every problem goes through the same program, whatever the batch, its
+    result has the same bits alone and in any company. Other devices take all problems at once.
     """
     *batch, n, m = arrays[0].shape
     size = math.prod(batch)
@@ -100,8 +100,8 @@ def adjoint(
     """Gradients with respect to similarity, a and b, given the plan T and its cotangent G.
 
     The adjoint of the marginal constraints, with the m rows eliminated:
-    [diag(a) T; Tᵀ diag(b)]·[α; β] = [T∘G·1; (T∘G)ᵀ·1], then dS = T∘(G − α − β)/ε, da = α, db = β (up
-    to a constant that normalised weights do not see).
+    [diag(a) T; Tᵀ diag(b)]·[α; β] = [T∘G·1; (T∘G)ᵀ·1], then dS = T∘(G − α − β)/ε, da = α, db = β
+    (up to a constant that normalised weights do not see).
     """
     return by_chunks(functools.partial(_adjoint, epsilon=epsilon), cotangent, plan, a)
 

@@ -125,7 +125,9 @@ def test_diagnostics_describe_the_plan():
 def test_dual_value_of_an_unfinished_plan_is_a_lower_bound():
     similarity = similarity_of("hard")
     values = [solve(similarity, iterations=count) for count in (1, 5, 50)]
-    assert all(jnp.all(value.steps == count) for value, count in zip(values, (1, 5, 50), strict=True))
+    assert all(
+        jnp.all(value.steps == count) for value, count in zip(values, (1, 5, 50), strict=True)
+    )
     best = solve(similarity).dual_value
     bounds = np.stack([*(value.dual_value for value in values), best])
     assert np.all(np.diff(bounds, axis=0) > -1e-6)

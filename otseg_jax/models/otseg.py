@@ -24,7 +24,6 @@ from otseg_jax.models.decoder import (
 )
 from otseg_jax.sinkhorn import mps
 
-
 SINKHORNS = ("implicit", "unrolled")
 
 
