@@ -192,7 +192,8 @@ def _prepare(similarity, pixel_weights, prompt_weights):
         raise ValueError(f"sinkhorn needs at least one pixel and one prompt, got m={m}, n={n}")
     similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
     # Pixels are many and prompts few: with pixels last, the long axis fills the vector lanes.
-    kernel = jnp.swapaxes(similarity, -1, -2)
+    # Behind the barrier it is transposed once, and not for each use.
+    kernel = jax.lax.optimization_barrier(jnp.swapaxes(similarity, -1, -2))
     batch, dtype = similarity.shape[:-2], similarity.dtype
     a, b = (
         jnp.full((*batch, size), 1.0, dtype)

@@ -54,7 +54,12 @@ def by_chunks(function, *arrays):
         flat = [x.reshape(size, *x.shape[len(batch) :]) for x in arrays]
         flat = [jnp.pad(x, [(0, total - size)] + [(0, 0)] * (x.ndim - 1)) for x in flat]
         shapes = jax.eval_shape(function, *(x[:chunk] for x in flat))
-        results = jax.tree.map(lambda x: jnp.zeros((total, *x.shape[1:]), x.dtype), shapes)
+        # A count that the compiler cannot know, and a slice that is never the whole: else it would
+        # fuse a single chunk with what is around it, and that changes bits. (One chunk too many
+        # would do no harm.)
+        unknown = jnp.any(jnp.abs(flat[0][:1, :1, :1]) > 1e30).astype(jnp.int32)
+        # Written over, so any values do; these are not shared with another call, hence not copied.
+        results = jax.tree.map(lambda x: jnp.full((total, *x.shape[1:]), unknown, x.dtype), shapes)
 
         def work(i, results):
             # The last chunk reaches back over the one before it: the same bits are written twice.
@@ -66,10 +71,6 @@ def by_chunks(function, *arrays):
                 function(*part),
             )
 
-        # A count that the compiler cannot know, and a slice that is never the whole: else it would
-        # fuse a single chunk with what is around it, and that changes bits. (One chunk too many
-        # would do no harm.)
-        unknown = jnp.any(jnp.abs(flat[0][:1, :1, :1]) > 1e30).astype(jnp.int32)
         results = jax.lax.fori_loop(0, -(-size // chunk) + unknown, work, results)
         return jax.tree.map(lambda x: x[:size].reshape(*batch, *x.shape[1:]), results)
 
