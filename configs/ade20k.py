@@ -1,4 +1,4 @@
-"""ADE20K: 150 classes; evaluates a model that was trained on another vocabulary.
+r"""ADE20K: 150 classes; evaluates a model that was trained on another vocabulary.
 
     python -m otseg_jax.main --config=configs/ade20k.py --mode=eval \
         --config.init_from=runs/coco_stuff --config.data.root=ADEChallengeData2016 \

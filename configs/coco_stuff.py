@@ -1,4 +1,4 @@
-"""COCO-Stuff 164k: 171 classes, 15 of them unseen.
+r"""COCO-Stuff 164k: 171 classes, 15 of them unseen.
 
     python -m otseg_jax.main --config=configs/coco_stuff.py --config.data.root=coco_stuff164k \
         --workdir=runs/coco_stuff

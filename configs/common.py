@@ -7,6 +7,8 @@ run is resumed.
 
 import ml_collections
 
+# (mean, std) per channel in 0..255. (!) VOC, Context and COCO-Stuff were trained with ImageNet's
+# although CLIP was not; ADE20K with CLIP's own.
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 CLIP = ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
 
@@ -57,7 +59,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             },
             "model": {
                 "decoder": "mpsa",  # mpsa (OTSeg) | cross_attention (ZegCLIP, first template only)
-                "decoder_layers": 3,
+                "decoder_layers": 3,  # of the decoder
                 "decoder_heads": 8,  # of cross_attention; MPSA has one
                 "prompt_tokens": 10,  # visual prompts per block
                 "prompt_blocks": 0,  # blocks with prompts of their own; 0: all
@@ -65,13 +67,17 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "epsilon": 0.05,  # weight of the entropy in Sinkhorn
                 "sinkhorn": "implicit",  # implicit (converged) | unrolled (the reference's updates)
                 "iterations": 100,  # Sinkhorn updates, unrolled only
-                "remat": False,  # recompute blocks in the backward pass (any value, same result)
+                # recompute blocks in the backward pass to save memory (any value, same result);
+                # XLA's CPU backend undoes it: there train.accumulate is what helps
+                "remat": False,
             },
             "data": {
                 "dataset": "",  # voc12 | pascal_context | coco_stuff | ade20k | folder | shapes
                 "root": "",  # folder of the data set (any value, same result)
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO-Stuff: convert raw ids while reading
+                # of the built-in shapes: how many to draw
+                "images": {"train": 2000, "val": 100},
                 "crop": 512,  # pixels, side of a training crop and of a window
                 "scale": (2048, 512),  # pixels, (long, short) side before the random ratio
                 "ratio": (0.5, 2.0),  # random factor of the scale
@@ -86,13 +92,13 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "batch_size": 16,  # images a step, over all devices
                 "accumulate": 1,  # parts that a batch is worked through in
                 "learning_rate": 2e-4,  # peak
-                "end_learning_rate": 1e-6,
+                "end_learning_rate": 1e-6,  # at the last step
                 "power": 0.9,  # of the polynomial decay
                 "warmup": 1500,  # steps
                 "warmup_ratio": 1e-6,  # first rate over peak
-                "weight_decay": 0.01,
-                "focal_weight": 100.0,
-                "dice_weight": 1.0,
+                "weight_decay": 0.01,  # decoupled, on everything that learns
+                "focal_weight": 100.0,  # of the focal loss
+                "dice_weight": 1.0,  # of the dice loss
                 "log_every": 50,  # steps (any value, same result)
                 "eval_every": 2000,  # steps, 0: only at the end (any value, same result)
                 "eval_images": 500,  # of the validation split while training; 0: all

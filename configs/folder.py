@@ -1,6 +1,7 @@
-"""Your own data: photos, label maps and a class list in one folder.
+r"""Your own data: photos, label maps and a class list in one folder.
 
-    python -m otseg_jax.main --config=configs/folder.py --config.data.root=my_data --workdir=runs/mine
+    python -m otseg_jax.main --config=configs/folder.py --config.data.root=my_data \
+        --workdir=runs/my_data
 
 my_data holds images/{train,val}/*.jpg (or .png), labels/{train,val}/*.png with class ids 0..K-1 and
 255 where nothing is labelled, and classes.csv: the header `name,split`, then one line per class in

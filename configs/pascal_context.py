@@ -1,11 +1,11 @@
-"""PASCAL Context: 59 classes, 10 of them unseen.
+r"""PASCAL Context: 59 classes, 10 of them unseen.
 
     python -m otseg_jax.main --config=configs/pascal_context.py \
         --config.data.root=VOCdevkit/VOC2010 --workdir=runs/pascal_context
 
 Published mIoU(U) / mIoU(S) / hIoU: inductive OTSeg 56.7 / 53.0 / 54.8, OTSeg+ 60.4 / 55.2 / 57.7;
-`:transductive` OTSeg 66.7 / 53.4 / 59.3; `:supervised` OTSeg 78.1 / 55.2 / 64.7. Windows of 480 at a
-stride of 80 overlap sixfold: evaluation takes far longer per image than on the other data sets.
+`:transductive` OTSeg 66.7 / 53.4 / 59.3; `:supervised` OTSeg 78.1 / 55.2 / 64.7. Windows of 480 at
+a stride of 80 overlap a lot: evaluation takes far longer per image than on the other data sets.
 """
 
 from configs import common

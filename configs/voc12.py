@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012: 20 classes, 5 of them unseen.
+r"""PASCAL VOC 2012: 20 classes, 5 of them unseen.
 
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --workdir=runs/voc12

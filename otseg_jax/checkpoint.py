@@ -13,6 +13,7 @@ place by one rename, so that a folder named by a number is complete. It holds
 Arrays keep shape and dtype; their sharding is chosen anew by whoever restores.
 """
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jaxtyping import Float32
 
 from otseg_jax import manifest
+
+LOGGER = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -37,12 +39,11 @@ class Checkpoints:
 
     Example:
         >>> import tempfile, jax.numpy as jnp
-        >>> state = {"trainable": {"bias": jnp.arange(3.0)}}
+        >>> state = {"prompts": jnp.arange(3.0)}
         >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
         ...     checkpoints.save(10, state, {"classes": ["cat"]}, metrics={"hiou": 41.4})
-        ...     restored = checkpoints.restore(10, state)
-        ...     checkpoints.latest_step(), checkpoints.best_step(), checkpoints.read_meta(10)
-        (10, 10, {'classes': ['cat']})
+        ...     checkpoints.best_step(), checkpoints.restore(10, state)["prompts"].tolist()
+        (10, [0.0, 1.0, 2.0])
     """
 
     def __init__(
@@ -56,8 +57,7 @@ class Checkpoints:
 
         Args:
             directory: folder of the run's checkpoints, or a bucket ("gs://…"); need not exist.
-            milestones: steps that are kept for good, such as the half of an inductive schedule that
-                a transductive one starts from.
+            milestones: steps kept for good, such as the one a transductive run starts from.
             metric: key of `save(metrics=...)` that decides which is best; higher is better.
 
         Raises:
@@ -105,7 +105,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            pass  # it had already struck the steps to be replaced off its list
+            self._manager.reload()  # it had already struck the steps to be replaced off its list
             raise OSError(
                 f"saving step {self._saving} to {self.directory} failed ({_first_line(error)}); "
                 f"kept: {_listing(self._manager.all_steps())}. Check free space and permissions"
@@ -178,10 +178,9 @@ class Checkpoints:
 
         Args:
             step: one of `steps()`.
-            abstract_state: pytree of `jax.ShapeDtypeStruct` (with the sharding wanted; without one
-                the array lands on the first local device) or of arrays. It may leave out whole
-                entries of the top level: an evaluation needs no optimiser state. Inside an entry
-                every name, shape and dtype must agree.
+            abstract_state: pytree of `jax.ShapeDtypeStruct` (with the sharding wanted; the first
+                local device without one) or of arrays. It may leave out whole entries of the top
+                level, such as the optimiser state. Else every name, shape and dtype must agree.
 
         Returns:
             Pytree like `abstract_state`, of arrays.
@@ -240,8 +239,8 @@ class Checkpoints:
                 problems, cause = [_first_line(error)], error
         others = _listing({*present} - {step})
         raise ValueError(
-            f"{item} of {self.directory}/{step} is damaged: {manifest.joined(problems)}. Put a copy "
-            f"in its place, or use another step (there: {others}); nothing was changed"
+            f"{item} of {self.directory}/{step} is damaged: {manifest.joined(problems)}. Put a "
+            f"copy in its place, or use another step (there: {others}); nothing was changed"
         ) from cause
 
     def _record(self, step: int) -> dict[str, Any]:
@@ -252,7 +251,7 @@ class Checkpoints:
             self._scores[step] = self._score(self._record(step))
         except ValueError as error:
             self._unreadable.add(step)
-            logging.warning("%s; it is kept, and cannot be the best", error)
+            LOGGER.warning("%s; it is kept, and cannot be the best", error)
 
     def _score(self, record: Mapping[str, Any]) -> float | None:
         return (record["metrics"] or {}).get(self._metric)
@@ -274,7 +273,7 @@ class Checkpoints:
 
 
 class _Keep:
-    """Orbax preservation policy. Its own "best n" deletes the newest, from which a run resumes."""
+    """Orbax preservation policy; its own "best n" deletes the newest, from which a run resumes."""
 
     def __init__(self, kept: Callable[[Collection[int]], set[int | None]]) -> None:
         self._kept = kept
@@ -295,7 +294,7 @@ def _restore_args(targets: Mapping[str, Any]) -> ocp.args.CheckpointArgs:
     return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 

@@ -1,264 +1,30 @@
-"""Evaluation: sliding windows over photos of any size, all methods in one pass, mIoU at the end.
+"""Evaluation of trained weights: from a split of a data set to the mIoU table and its pictures.
 
-photo f32[h, w, 3] → windows f32[n, s, s, 3] → logits on the patch grid f32[n, k, h/p, w/p], in
-batches of one fixed size that hold windows of several photos → scores stitched on a canvas f32[k, h, w]
-→ original size, argmax → label map u8[H, W] → confusion counts i64[k, k].
+The classes are those of the data set that is evaluated; all of them compete for every pixel
+(generalised zero-shot segmentation). Figures are percent.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
-from flax import nnx
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
-from otseg_jax import experiment, figures, metrics, sharding, windows
+from otseg_jax import experiment, figures, inference, metrics
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
-from otseg_jax.models.otseg import upsample
 
 CHECKPOINTS = "checkpoints"
 RESULTS = "results.json"
 SHOWN = 4  # photos in predictions.png
 
-OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
-
-
-def make_predict(
-    graphdef: Any,
-    trainable: Any,
-    frozen: Any,
-    text: Float[Array, "k n c"],
-    *,
-    mesh: Mesh,
-    mps_weight: float = 0.5,
-) -> Predict:
-    """Compile the model's forward pass for batches of windows.
-
-    Args:
-        graphdef: structure of the model.
-        trainable: state of what learns.
-        frozen: state of the tower.
-        text: f32[k, n, c], prompts of all classes.
-        mesh: devices; a batch is split over its `data` axis.
-        mps_weight: weight w of the MPS path in OTSeg+, z = (1 − w)·z_dec + w·z_mps.
-
-    Returns:
-        Function of windows f32[b, s, s, 3] to logits per method, f32[b, k, h, w] on the patch grid:
-        "otseg" (decoder) and "otseg_plus", or "zegclip" where the decoder has no MPS path.
-
-    Source: OTSeg (arXiv 2403.14183), inference; mixing before the upsampling is exact, as both
-    are linear.
-    """
-
-    # one copy everywhere: each process then stitches its own photos
-    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def forward(trainable, frozen, text, batch):
-        logits = nnx.merge(graphdef, trainable, frozen)(batch, text)
-        if logits.mps is None:
-            return {"zegclip": logits.decoder}
-        plus = (1 - mps_weight) * logits.decoder + mps_weight * logits.mps
-        return {"otseg": logits.decoder, "otseg_plus": plus}
-
-    def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
-        share = len(batch) // jax.process_count()
-        own = batch[jax.process_index() * share :][:share]
-        placed = pipeline.put({"image": own}, sharding.by_image(mesh))["image"]
-        return jax.device_get(forward(trainable, frozen, text, placed))
-
-    return predict
-
-
-@partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def label_map(
-    logits: Float[Array, "n k gh gw"],
-    origins: Int[Array, "n 2"],
-    weights: Float[Array, " n"],
-    offset: Float[Array, " k"],
-    size: Int[Array, "2"],
-    output_size: Int[Array, "2"],
-    *,
-    window: int,
-    canvas: tuple[int, int],
-    output: tuple[int, int],
-) -> UInt8[Array, "H W"]:
-    """Turn the logits of a photo's windows into its label map.
-
-    Scores are σ(z) − offset, averaged where windows overlap, resized to the original size.
-
-    Args:
-        logits: f32[n, k, gh, gw] on the patch grid of each window.
-        origins: i32[n, 2], (y, x) of the windows.
-        weights: f32[n], 1 for a window, 0 for filling.
-        offset: f32[k], subtracted from the scores: 0.1 for seen classes after inductive training.
-        size: i32[2], (h, w) that the windows were cut from.
-        output_size: i32[2], (H, W) of the original photo.
-        window: side of a window, pixels; static.
-        canvas: (h, w) rounded up; static.
-        output: (H, W) rounded up; static.
-
-    Returns:
-        u8[*output], ids 0..k-1; what lies outside `output_size` is unspecified.
-
-    Source: OTSeg (arXiv 2403.14183), inference.
-    """
-    scores = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
-    stitched = windows.stitch(scores, origins, weights, height=canvas[0], width=canvas[1])
-    resized = windows.resize(stitched, size, output_size, height=output[0], width=output[1])
-    return jnp.argmax(resized, axis=0).astype(jnp.uint8)
-
-
-@dataclass
-class _Photo:
-    """A photo on its way through: its windows wait in a batch until all are predicted."""
-
-    number: int
-    example: Mapping[str, Any]
-    origins: np.ndarray
-    logits: list[dict[str, np.ndarray]] = field(default_factory=list)
-
-
-def evaluate(
-    predict: Predict,
-    examples: Iterator[Mapping[str, Any]],
-    vocabulary: Vocabulary,
-    *,
-    total: int,
-    window: int,
-    stride: int,
-    batch_size: int,
-    seen_offset: float,
-    on_photo: OnPhoto | None = None,
-) -> dict[str, metrics.Summary]:
-    """Segment every example and compare with its label.
-
-    Args:
-        predict: from `make_predict`.
-        examples: {"image": f32[h, w, 3] normalised, "label": u8[H, W], "name": str}.
-        vocabulary: classes.
-        total: number of examples, for the progress bar.
-        window: side of a window, pixels.
-        stride: pixels between windows.
-        batch_size: windows predicted together; the last batch is filled up, so one shape compiles.
-        seen_offset: subtracted from the scores of seen classes, in [0, 1].
-        on_photo: called with (number, example, {method: label map u8[H, W]}) for each photo.
-
-    Returns:
-        Summary per method, in percent.
-    """
-    offset = np.zeros(len(vocabulary), np.float32)
-    offset[list(vocabulary.seen)] = seen_offset
-    counts: dict[str, np.ndarray] = {}
-    # every process predicts every window (the batch is split over all devices) and stitches a share
-    process, processes = jax.process_index(), jax.process_count()
-    progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
-    for photo in _predicted(predict, examples, window, stride, batch_size):
-        for method in photo.logits[0]:
-            counts.setdefault(method, np.zeros((len(vocabulary),) * 2, np.int64))
-        if photo.number % processes == process:
-            maps = _label_maps(photo, offset, window, stride)
-            for method, prediction in maps.items():
-                truth = photo.example["label"]
-                counts[method] += metrics.confusion(truth, prediction, len(vocabulary))
-            if on_photo is not None:
-                on_photo(photo.number, photo.example, maps)
-        progress.update()
-    progress.close()
-    return {
-        method: metrics.summary(found, vocabulary.names, vocabulary.unseen)
-        for method, found in _sum_over_processes(counts).items()
-    }
-
-
-def _predicted(
-    predict: Predict,
-    examples: Iterator[Mapping[str, Any]],
-    window: int,
-    stride: int,
-    batch_size: int,
-) -> Iterator[_Photo]:
-    """Photos with the logits of all their windows, in order."""
-    waiting: list[tuple[_Photo, np.ndarray]] = []
-    photos: list[_Photo] = []
-
-    def flush() -> Iterator[_Photo]:
-        batch = np.zeros((batch_size, window, window, 3), np.float32)
-        batch[: len(waiting)] = [image for _, image in waiting]
-        logits = predict(batch)
-        for i, (photo, _) in enumerate(waiting):
-            photo.logits.append({method: z[i] for method, z in logits.items()})
-        waiting.clear()
-        while photos and len(photos[0].logits) == len(photos[0].origins):
-            yield photos.pop(0)
-
-    for number, example in enumerate(examples):
-        height, width = example["image"].shape[:2]
-        origins = windows.grid(height, width, window=window, stride=stride)
-        photos.append(_Photo(number, example, origins))
-        for image in windows.cut(example["image"], origins, window=window):
-            waiting.append((photos[-1], image))
-            if len(waiting) == batch_size:
-                yield from flush()
-    if waiting:
-        yield from flush()
-
-
-def _label_maps(
-    photo: _Photo, offset: np.ndarray, window: int, stride: int
-) -> dict[str, np.ndarray]:
-    height, width = photo.example["image"].shape[:2]
-    out_height, out_width = photo.example["label"].shape
-    canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
-    slots = len(windows.grid(*canvas, window=window, stride=stride))
-    used = len(photo.origins)
-    origins = np.zeros((slots, 2), np.int32)
-    origins[:used] = photo.origins
-    weights = (np.arange(slots) < used).astype(np.float32)
-    maps = {}
-    for method in photo.logits[0]:
-        logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
-        logits[:used] = [z[method] for z in photo.logits]
-        padded = label_map(
-            logits,
-            origins,
-            weights,
-            offset,
-            np.array((height, width), np.int32),
-            np.array((out_height, out_width), np.int32),
-            window=window,
-            canvas=canvas,
-            output=(windows.bucket(out_height), windows.bucket(out_width)),
-        )
-        maps[method] = np.asarray(padded)[:out_height, :out_width]
-    return maps
-
-
-def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if jax.process_count() == 1:
-        return counts
-    return {
-        # halves, because JAX would cut 64-bit counts to 32
-        method: sum(
-            np.asarray(multihost_utils.process_allgather(half), np.int64).sum(0) << shift
-            for half, shift in (
-                ((counts[method] & 0xFFFFFF).astype(np.int32), 0),
-                ((counts[method] >> 24).astype(np.int32), 24),
-            )
-        )
-        for method in sorted(counts)
-    }
+LOGGER = logging.getLogger(__name__)
 
 
 def evaluate_split(
@@ -268,7 +34,7 @@ def evaluate_split(
     trainable: Any,
     *,
     images: int = 0,
-    on_photo: OnPhoto | None = None,
+    on_photo: inference.OnPhoto | None = None,
 ) -> dict[str, metrics.Summary]:
     """Evaluate trained weights on a split as the configuration says.
 
@@ -278,13 +44,13 @@ def evaluate_split(
         source: the split.
         trainable: state of what was trained.
         images: at most so many, evenly spaced over the split; 0 for all.
-        on_photo: as in `evaluate`.
+        on_photo: as in `inference.evaluate`.
 
     Returns:
         Summary per method.
     """
     data, options = config.data, config.eval
-    predict = make_predict(
+    predict = inference.make_predict(
         parts.graphdef,
         trainable,
         parts.frozen,
@@ -304,7 +70,7 @@ def evaluate_split(
         source, prepare, process_count=every, threads=data.threads, buffer=data.buffer
     )
     offset = options.seen_offset
-    return evaluate(
+    return inference.evaluate(
         predict,
         examples,
         parts.vocabulary,
@@ -328,8 +94,8 @@ def report(
 
     Args:
         config: `eval` and `data`.
-        workdir: gets `results.json`, `predictions.png` and, on request, label maps as palette PNGs in
-            `predictions/<method>/`.
+        workdir: gets `results.json`, `predictions.png` and, on request, label maps as palette PNGs
+            in `predictions/<method>/`.
         parts: the model around the weights.
         source: the split.
         trainable: state of what was trained.
@@ -356,8 +122,8 @@ def report(
         metrics.write_json(workdir / RESULTS, results)
         figures.panel(workdir / "predictions.png", rows, parts.vocabulary)
         unseen = [parts.vocabulary.names[k] for k in parts.vocabulary.unseen]
-        print(metrics.table(results, unseen))
-        print(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
+        tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
+        tqdm.write(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
     return results
 
 
@@ -374,6 +140,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
     """
+    workdir = open_workdir(workdir)
+    experiment.check(config)
     run = Path(config.init_from or workdir)
     with Checkpoints(run / CHECKPOINTS) as checkpoints:
         step = _choose(checkpoints, config.eval.checkpoint, run)
@@ -385,12 +153,32 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
         restored = checkpoints.restore(step, {"trainable": parts.trainable})
     if meta["classes"] != list(source.vocabulary.names):
         _print_overlap(meta, source.vocabulary)
-    logging.info("Evaluating step %d of %s on %s", step, run, config.data.dataset)
-    report(config, Path(workdir), parts, source, restored["trainable"])
+    LOGGER.info("Evaluating step %d of %s on %s", step, run, config.data.dataset)
+    report(config, workdir, parts, source, restored["trainable"])
+
+
+def open_workdir(workdir: str | Path) -> Path:
+    """The folder a run writes to, checked before anything is computed for it.
+
+    Raises:
+        ValueError: it is a file, or cannot be written to.
+    """
+    path = Path(workdir)
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"--workdir={workdir} cannot be written: {existing} is "
+            f"{'not writable' if existing.is_dir() else 'a file'}; choose another folder"
+        )
+    return path
 
 
 def _choose(checkpoints: Checkpoints, wanted: str | int, run: Path) -> int:
     chosen = {"latest": checkpoints.latest_step, "best": checkpoints.best_step}
+    if wanted not in chosen and not str(wanted).isdecimal():
+        raise ValueError(
+            f"eval.checkpoint={wanted!r}: choose latest, best or a step of {checkpoints.steps()}"
+        )
     step = chosen[wanted]() if wanted in chosen else int(wanted)
     if step is None:
         raise FileNotFoundError(
@@ -404,7 +192,7 @@ def _print_overlap(meta: Mapping[str, Any], vocabulary: Vocabulary) -> None:
     """A class of the same name was trained on (or not) under that name: not zero-shot in full."""
     seen = {name for k, name in enumerate(meta["classes"]) if k not in meta["unseen"]}
     shared = [name for name in vocabulary.names if name in seen]
-    print(
-        f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that was "
-        f"trained with labels: {', '.join(shared) or 'none'}"
+    tqdm.write(
+        f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that "
+        f"was trained with labels: {', '.join(shared) or 'none'}"
     )

@@ -4,32 +4,35 @@ A ConfigDict comes in; plain arrays and dataclasses go out. Text is f32[K, n, c]
 of the vocabulary, whatever the regime trains on.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import optim, regimes, sharding, text
+from otseg_jax import optim, regimes, sharding, text, towers
 from otseg_jax.data import classes, folders, shapes
-from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import OTSeg
-from otseg_jax.weights import hugging_face, table
+from otseg_jax.towers import Towers
+from otseg_jax.weights import table
+
+LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
 
-# Fields that do not change what is learned: a run may be resumed with other values. Of `clip.source`
-# and `text.embeddings` the content counts, not the path; their fingerprints are compared instead.
+DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", "shapes")
+
+# Fields that do not change what is learned: a run may be resumed with other values. Of the files
+# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
 FREE = (
     *("mesh.", "eval.", "clip.source", "text.embeddings", "text.cache", "init_", "model.remat"),
     *("data.root", "data.threads", "data.buffer"),
@@ -76,6 +79,8 @@ def open_split(config: ml_collections.ConfigDict, split: str) -> Source:
         FileNotFoundError, ValueError: as `folders.index` and `Shapes`.
     """
     data = config.data
+    if data.dataset not in DATASETS:
+        raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
     if data.dataset == "shapes":
         return shapes.Shapes(split, size=data.images[split], image_size=data.crop, seed=config.seed)
     if not data.root:
@@ -102,11 +107,11 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
             weights or text embeddings that are missing or of another shape.
     """
     mesh = sharding.make_mesh(data=config.mesh.data, model=config.mesh.model)
-    _check(config, mesh)
+    check(config, devices=mesh.shape["data"])
     regime = regimes.resolve(
         config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
     )
-    clip = _random_clip(config) if config.clip.source == "random" else _pretrained_clip(config)
+    clip = _open_towers(config)
     if config.data.crop % clip.vision_config.patch_size:
         raise ValueError(
             f"data.crop={config.data.crop} is not a multiple of the tower's patch, "
@@ -156,6 +161,11 @@ def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: 
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
     ]
+    problems += [
+        f"the {name} were {saved[name]!r} and are {meta[name]!r}"
+        for name in ("classes", "unseen")
+        if saved[name] != meta[name]
+    ]
     if problems:
         raise ValueError(
             f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
@@ -167,7 +177,7 @@ def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: 
 def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
     """Refuse a checkpoint that was trained with another CLIP or other text embeddings.
 
-    Where the class names differ it is another data set, and its embeddings are no concern here.
+    On another data set the class names are others, and their embeddings no concern here.
 
     Args:
         saved: description in the checkpoint.
@@ -184,12 +194,15 @@ def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where
             f"{meta['config']['clip']['source']} (it was trained with "
             f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
         )
-    same_classes = saved["classes"] == meta["classes"]
-    if same_classes and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
+    same_data = saved["config"]["data"]["dataset"] == meta["config"]["data"]["dataset"]
+    if same_data and saved["unseen"] != meta["unseen"]:
+        problems.append(f"its unseen classes were {saved['unseen']} and are {meta['unseen']}")
+    if same_data and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
         problems.append(
             "its text embeddings are not these: the vocabulary hash is "
             f"{saved['vocabulary_hash'][:12]} there and {meta['vocabulary_hash'][:12]} here; check "
-            "--config.text.templates, --config.text.embeddings and --config.clip.source"
+            "the class list, --config.text.templates, --config.text.embeddings and "
+            "--config.clip.source"
         )
     if problems:
         raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
@@ -209,12 +222,21 @@ def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
             continue
         value = tuple(value) if isinstance(value, list) else value
         if ours.get(name) != value:
-            logging.info("%s=%s, as the checkpoint was trained with", name, value)
+            LOGGER.info("%s=%s, as the checkpoint was trained with", name, value)
             config.update_from_flattened_dict({name: value})
 
 
-def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    train, devices = config.train, mesh.shape["data"]
+def check(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
+    """Refuse values that no later part could use, before anything is read or compiled.
+
+    Args:
+        config: as in `configs/common.py`.
+        devices: that share a batch.
+
+    Raises:
+        ValueError: every problem, in one message.
+    """
+    train, data, options = config.train, config.data, config.eval
     parts = train.accumulate * devices
     problems = [
         f"{name}={value}: wanted at least {least}"
@@ -224,8 +246,16 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             ("train.accumulate", train.accumulate, 1),
             ("train.log_every", train.log_every, 1),
             ("train.checkpoint_every", train.checkpoint_every, 1),
-            ("eval.batch_size", config.eval.batch_size, 1),
-            ("data.threads", config.data.threads, 1),
+            ("train.eval_every", train.eval_every, 0),
+            ("train.eval_images", train.eval_images, 0),
+            ("eval.batch_size", options.batch_size, 1),
+            ("eval.images", options.images, 0),
+            ("eval.stride", options.stride, 1),
+            ("eval.scale", min(options.scale), 1),
+            ("data.crop", data.crop, 1),
+            ("data.scale", min(data.scale), 1),
+            ("data.threads", data.threads, 1),
+            ("data.buffer", data.buffer, 1),
             ("text.templates", len(config.text.templates), 1),
         )
         if value < least
@@ -239,78 +269,34 @@ def _check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         problems.append(
             f"eval.batch_size={config.eval.batch_size} is not a multiple of mesh.data = {devices}"
         )
+    if options.stride > data.crop:
+        problems.append(
+            f"eval.stride={options.stride} leaves gaps between windows of data.crop={data.crop}"
+        )
+    if not 0 <= config.model.dropout < 1:
+        problems.append(f"model.dropout={config.model.dropout}: wanted a rate in [0, 1)")
+    if not 0 < data.ratio[0] <= data.ratio[1]:
+        problems.append(f"data.ratio={tuple(data.ratio)}: wanted 0 < low ≤ high")
+    if min(data.std) <= 0:
+        problems.append(f"data.std={tuple(data.std)}: wanted more than 0")
     if config.dtype not in ("float32", "bfloat16"):
         problems.append(f"dtype={config.dtype!r}: choose float32 or bfloat16")
     if problems:
         raise ValueError("config: " + "; ".join(problems))
 
 
-class _Clip(NamedTuple):
-    vision_config: VisionConfig
-    vision: dict[str, np.ndarray] | None  # None: drawn with the rest of the model
-    fingerprint: str
-    text_fingerprint: str
-    make_text_tower: Callable[[], TextTower]
-    tokenizer: Callable[[list[str]], np.ndarray]
-
-
-def _random_clip(config: ml_collections.ConfigDict) -> _Clip:
-    sizes = config.clip.random
-    logging.warning(
-        "CLIP IS RANDOM: neither tower has ever seen a picture or a word, so scores on unseen "
-        "classes mean nothing. Set --config.clip.source to a CLIP directory or hub name."
-    )
-    vision = VisionConfig(
-        image_size=config.data.crop,
-        patch_size=sizes.patch_size,
-        embed_dim=sizes.embed_dim,
-        **sizes.vision,
-    )
-    text_config = TextConfig(
-        vocab_size=text.BYTE_VOCABULARY,
-        context_length=77,
-        embed_dim=sizes.embed_dim,
-        **sizes.text,
-    )
-
-    def fingerprint(*parts: Any) -> str:
-        return hashlib.sha256(repr(("random", config.seed, *parts)).encode()).hexdigest()
-
-    return _Clip(
-        vision_config=vision,
-        vision=None,
-        fingerprint=fingerprint(vision, text_config),
-        text_fingerprint=fingerprint(text_config),
-        make_text_tower=lambda: TextTower(text_config, rngs=nnx.Rngs(config.seed)),
-        tokenizer=partial(text.tokenise_bytes, context_length=text_config.context_length),
-    )
-
-
-def _pretrained_clip(config: ml_collections.ConfigDict) -> _Clip:
-    clip = hugging_face.load(config.clip.source, image_size=config.data.crop)
-
-    def make_text_tower() -> TextTower:
-        abstract = nnx.eval_shape(lambda: TextTower(clip.text_config, rngs=nnx.Rngs(0)))
-        graphdef, state = nnx.split(abstract)
-        return nnx.merge(graphdef, table.assign(state, clip.text))
-
-    return _Clip(
-        vision_config=clip.vision_config,
-        vision=clip.vision,
-        fingerprint=clip.fingerprint,
-        text_fingerprint=clip.text_fingerprint,
-        make_text_tower=make_text_tower,
-        tokenizer=lambda texts: text.tokenise(
-            texts, config.clip.source, context_length=clip.text_config.context_length
-        ),
-    )
+def _open_towers(config: ml_collections.ConfigDict) -> Towers:
+    crop = config.data.crop
+    if config.clip.source == "random":
+        return towers.random(config.clip.random.to_dict(), image_size=crop, seed=config.seed)
+    return towers.pretrained(config.clip.source, image_size=crop)
 
 
 def _embed_vocabulary(
     config: ml_collections.ConfigDict,
     vocabulary: classes.Vocabulary,
     templates: tuple[str, ...],
-    clip: _Clip,
+    clip: Towers,
 ) -> tuple[np.ndarray, str]:
     """Text embeddings f32[K, n, c], and a fingerprint of what made them."""
     if config.text.embeddings:
@@ -327,12 +313,12 @@ def _embed_vocabulary(
         clip.make_text_tower(),
         clip.tokenizer,
         text_fingerprint=clip.text_fingerprint,
-        cache_dir=config.text.cache or None,
+        cache_dir=Path(config.text.cache).expanduser() if config.text.cache else None,
     )
     return embeddings, clip.text_fingerprint
 
 
-def _build(config: ml_collections.ConfigDict, clip: _Clip, mesh: Mesh) -> tuple[Any, Any, Any]:
+def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
     def make() -> OTSeg:
         return OTSeg(
             clip.vision_config,
@@ -341,14 +327,16 @@ def _build(config: ml_collections.ConfigDict, clip: _Clip, mesh: Mesh) -> tuple[
             rngs=nnx.Rngs(config.seed),
         )
 
-    graphdef, trainable, frozen = nnx.split(nnx.eval_shape(make), optim.TRAINABLE, ...)
+    graphdef, *states = nnx.split(nnx.eval_shape(make), optim.TRAINABLE, ...)
+    trainable, frozen = states
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
     parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
     if clip.vision is None:
-        draw = jax.jit(
+        draw_all = jax.jit(
             lambda: nnx.split(make(), optim.TRAINABLE, ...)[1:], out_shardings=(whole, parts)
         )
-        return graphdef, *draw()
+        trainable, frozen = draw_all()
+        return graphdef, trainable, frozen
     # only what learns is drawn: XLA drops the random tower that nobody reads
     draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)
     leaves = {f"{optim.FROZEN}/{name}": leaf for name, leaf in clip.vision.items()}

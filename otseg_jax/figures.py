@@ -6,12 +6,12 @@ in a colour map and keep the photo in an overlay. Every function that writes mak
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +21,8 @@ from PIL import Image
 from otseg_jax.data.classes import IGNORE, Vocabulary
 
 Image3 = UInt8[np.ndarray, "h w 3"]
+LOGGER = logging.getLogger(__name__)
+
 LabelMap = Integer[np.ndarray, "h w"]
 Palette = Sequence[tuple[int, int, int]]
 # sizes are left open: `panel` itself says which row has arrays of several sizes
@@ -278,7 +280,7 @@ def _read_series(path: Path) -> Series:
             if name != "step" and isinstance(value, int | float):
                 series.setdefault(name, {})[step] = float(value)
     if broken:
-        logging.warning('%s: skipped lines without a JSON object and its "step": %s', path, broken)
+        LOGGER.warning('%s: skipped lines without a JSON object and its "step": %s', path, broken)
     return series
 
 

@@ -34,7 +34,7 @@ def sigmoid_focal(
     Returns:
         f32[], ≥ 0, not divided by the number of (image, class) pairs.
 
-    Source: the segmentation loss of OTSeg; focal loss of Lin et al. 2017, equation 5.
+    Source: the segmentation loss of OTSeg; focal loss of Lin et al. 2017.
     """
     # (!) Ignored pixels are not masked out: published weights were trained with them as negatives.
     target = _one_hot(labels, logits.shape[1])

@@ -1,20 +1,24 @@
-"""Train or evaluate from the command line.
+r"""Train or evaluate from the command line; every field of the configuration is a flag.
 
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
-    python -m otseg_jax.main --config=configs/voc12.py:transductive --config.data.root=VOCdevkit/VOC2012 \
-        --config.init_from=runs/voc12 --workdir=runs/voc12_transductive
+    python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
+        --config.clip.source=openai/clip-vit-base-patch16 --workdir=runs/voc12
+    python -m otseg_jax.main --config=configs/voc12.py:transductive \
+        --config.data.root=VOCdevkit/VOC2012 --config.init_from=runs/voc12 --workdir=runs/voc12_t
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --mode=eval --workdir=runs/voc12
 
-Every field of the configuration is a flag: --config.train.steps=1000. `configs/common.py` lists them.
+`configs/common.py` lists the fields. A run goes on where it was if its command is given again.
 """
 
+import logging
 import sys
 import traceback
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from otseg_jax import evaluate, train
@@ -40,16 +44,31 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize()
     work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
     try:
-        work(CONFIG.value, WORKDIR.value)
-    except (ValueError, FileNotFoundError) as error:
+        work(CONFIG.value, flags.FLAGS.workdir)
+    except (ValueError, OSError) as error:
         # What our own code raises is an answer to whoever typed the command; what a library raises
         # is a fault of ours, and keeps its traceback.
         if not _is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse flags; a field or file that does not exist gets one line, not a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = CONFIG.value.seed  # a file that could not be read raises only when it is used
+    except AttributeError as error:
+        reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+        sys.exit(f"error: --config has no such field: {reason}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}: run from the folder that holds `configs`")
+    except OSError as error:
+        sys.exit(f"error: --config cannot be read: {error}")
+    return rest
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -58,9 +77,11 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def run() -> None:
-    """Entry point of the `otseg` command."""
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    """Parse the flags and do the work."""
+    # Orbax tells of every file at INFO; ours is worth hearing
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("otseg_jax").setLevel(logging.INFO)
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ TRAINABLE: Final = nnx.All(nnx.Param, _outside_the_tower)
 Every `nnx.Param` except those of the submodule that the model calls `vision`. A variable of another
 type (a counter, a key) never learns.
 
-Source: OTSeg section 4 (implementation): prompts, their projection and norm, and the decoder.
+Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the decoder learn.
 """
 
 
@@ -74,7 +74,7 @@ def learning_rate(
         >>> f"{rate(0):.3e} {rate(1500):.3e} {rate(20_000):.3e}"
         '2.000e-10 1.865e-04 1.000e-06'
 
-    Source: OTSeg section 4; mmcv's `poly` policy with linear warm-up.
+    Source: OTSeg (arXiv 2403.14183); mmcv's `poly` policy with linear warm-up.
     """
     problems = [
         f"{name} is {value}, wanted {wanted}"
@@ -126,7 +126,7 @@ def make_optimizer(
         >>> [round(w, 5) for w in optax.apply_updates(weight, update).tolist()]
         [0.9, 1.1]
 
-    Source: OTSeg section 4; torch.optim.AdamW.
+    Source: OTSeg (arXiv 2403.14183); torch.optim.AdamW.
     """
     # (!) No mask: biases, norms and prompts decay too, as they do in the reference's runs.
     return optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=weight_decay)

@@ -73,7 +73,7 @@ def resolve(name: str, *, num_classes: int, unseen: Sequence[int]) -> Regime:
         >>> regime.unseen, regime.label_table[:4].tolist(), int(regime.label_table[255])
         ((1,), [0, 254, 2, 3], 255)
 
-    Source: OTSeg section 4 (zero-shot settings).
+    Source: OTSeg (arXiv 2403.14183), zero-shot settings.
     Differs: an id outside the vocabulary is an ignored pixel in the supervised regime, where the
     reference would index out of bounds; and the transductive table has no special id 200.
     """
@@ -139,7 +139,7 @@ def pseudo_label(
     Returns:
         i32[b, h, w] in which no pixel is `UNLABELLED`.
 
-    Source: OTSeg section 4 (transductive setting), following ZegCLIP's self-training.
+    Source: OTSeg (arXiv 2403.14183), transductive setting, following ZegCLIP's self-training.
     Differs: σ is monotone and left out; in float32 it would round confident logits to the same 1.0
     and so decide between them by their order.
     """

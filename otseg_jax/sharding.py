@@ -5,6 +5,7 @@ tower is large and never updated: its big matrices can be split over `model`, an
 multiplies them in place as it sees fit.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,15 @@ from jax.sharding import PartitionSpec as P
 SPLIT_FROM = 2**16
 
 
-def make_mesh(*, data: int = -1, model: int = 1) -> Mesh:
-    """Arrange all devices in a grid.
+def make_mesh(
+    *, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arrange devices in a grid.
 
     Args:
         data: devices that share a batch; -1 takes all that `model` leaves.
         model: devices that share one copy of the frozen weights; ≥ 1.
+        devices: those to use; None for all.
 
     Returns:
         Mesh with axes ("data", "model"); XLA places what is not annotated (AxisType.Auto).
@@ -33,14 +37,22 @@ def make_mesh(*, data: int = -1, model: int = 1) -> Mesh:
         >>> make_mesh().axis_names
         ('data', 'model')
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if model < 1 or count % model or (data != -1 and data * model != count):
         raise ValueError(
             f"mesh.data={data} × mesh.model={model} does not use {count} device(s) exactly once: "
             f"set --config.mesh.model to a divisor of {count} and --config.mesh.data=-1"
         )
+    if jax.process_count() > 1 and jax.local_device_count() % model:
+        raise ValueError(
+            f"mesh.model={model} must divide the {jax.local_device_count()} devices of a process"
+        )
     return jax.make_mesh(
-        (count // model, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto)
+        (count // model, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
     )
 
 

@@ -6,6 +6,7 @@ ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id)
 
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,22 +14,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jaxtyping import Float, Int
 from transformers import CLIPTokenizer
 
 from otseg_jax.models.clip import TextTower
 
-TEMPLATES_6 = (
-    "a photo of a {}.",
-    "a portrait of a {}.",
-    "a part of a {}.",
-    "a segment of a {}.",
-    "a photo of small {}.",
-    "a photo of medium {}.",
-)
-TEMPLATES_8 = (*TEMPLATES_6, "a photo of large {}.", "a background of a {}.")
+LOGGER = logging.getLogger(__name__)
 
 BYTE_VOCABULARY = 258
 _BEGIN, _END = 256, 257
@@ -93,13 +85,8 @@ def tokenise(
             f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
             "it is not CLIP's tokenizer"
         )
-    rows = clip(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=context_length,
-        return_tensors="np",
-    )
+    options = {"padding": "max_length", "truncation": True, "max_length": context_length}
+    rows = clip(list(texts), **options, return_tensors="np")
     return (rows["input_ids"] * rows["attention_mask"]).astype(np.int32)
 
 
@@ -115,8 +102,7 @@ def _load_tokenizer(source: str) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
-            f"{source!r} is no folder here, and its tokenizer could not be had from the Hugging "
-            f"Face hub: {error}"
+            f"{source!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
         ) from error
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} is damaged: {error}") from error
@@ -163,8 +149,8 @@ def embed(
         f32[k, n, c], unit length over c.
 
     Raises:
-        ValueError: k·n is not the number of texts; an embedding is not finite, as happens where
-            tokens come from a tokenizer that is not the tower's.
+        ValueError: k·n is not the number of texts; an embedding is not finite, as where the
+            tokenizer is not the tower's.
     """
     if len(tokens) != shape[0] * shape[1]:
         raise ValueError(f"{len(tokens)} texts are not {shape[0]} classes × {shape[1]} templates")
@@ -243,9 +229,12 @@ def load_or_embed(
         try:
             return _read(path, (*shape, tower.config.embed_dim))
         except ValueError as error:
-            logging.warning("The cache is written anew: %s", error)
+            LOGGER.warning("The cache is written anew: %s", error)
     embeddings = embed(tower, tokenizer(texts), shape=shape)
-    _write(path, embeddings)
+    try:
+        _write(path, embeddings)
+    except OSError as error:
+        LOGGER.warning("Text embeddings are not cached: %s", error)
     return embeddings
 
 

@@ -1,160 +1,37 @@
-"""Training: one pure, jitted step, and the loop that feeds, watches, saves and resumes it.
+"""Training: the loop that feeds the step, logs, validates, saves, stops when asked, and resumes.
 
-A batch is image f32[b, s, s, 3] (normalised) and label u8[b, s, s] (ids of the data set, 255
-ignored), b over all processes. A run is determined by its configuration: the step's random key and
-its batch are functions of (seed, step) alone, so an interrupted run ends where an uninterrupted one
-does.
+A run is determined by its configuration: the batch and the random key of a step are functions of
+(seed, step) alone, so an interrupted run ends where an uninterrupted one does.
 """
 
 import json
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import logging
-from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from otseg_jax import evaluate as evaluation
-from otseg_jax import experiment, figures, losses, optim, regimes, sharding
+from otseg_jax import evaluate, experiment, figures, optim, sharding
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
-from otseg_jax.models.otseg import upsample
+from otseg_jax.train_step import State, Step, make_train_step
+
+LOGGER = logging.getLogger(__name__)
 
 LOG = "metrics.jsonl"
-
-Scalars = dict[str, Float[Array, ""]]
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    trainable: Any
-    optimizer: Any
-
-
-Step = Callable[..., tuple[State, Scalars]]
-
-
-def make_train_step(
-    graphdef: Any,
-    optimizer: optax.GradientTransformation,
-    regime: regimes.Regime,
-    *,
-    mesh: Mesh,
-    accumulate: int = 1,
-    focal_weight: float = 100.0,
-    dice_weight: float = 1.0,
-    seed: int = 0,
-) -> Step:
-    """Compile a training step.
-
-    The gradient is that of the whole batch, over all devices and all parts that it is worked
-    through in: parts sum their losses, and one division by the global number of (image, present
-    class) pairs comes last.
-
-    Args:
-        graphdef: structure of the model.
-        optimizer: from `optim.make_optimizer`.
-        regime: classes, label table and pseudo-labels.
-        mesh: devices.
-        accumulate: parts a batch is worked through in, one after the other; must divide b.
-        focal_weight: factor of the focal loss.
-        dice_weight: factor of the dice loss.
-        seed: of dropout.
-
-    Returns:
-        Function (state, frozen, text f32[K, n, c], batch, step i32[]) → (state, scalars f32[]). The
-        state's buffers are given away. Scalars: "loss" and its parts, accuracies in [0, 1].
-
-    Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
-    """
-    table = jnp.asarray(regime.label_table)
-    trained = jnp.asarray(regime.classes)
-
-    def loss_sums(trainable, frozen, text, image, label, key):
-        """Losses of a part, still sums; what they are divided by; accuracies."""
-        logits = nnx.merge(graphdef, trainable, frozen)(image, text, key=key)
-        size = (label.shape[1], label.shape[2])
-        maps = {name: upsample(z, size) for name, z in logits._asdict().items() if z is not None}
-        target = regimes.pseudo_label(
-            maps["decoder"], maps.get("mps"), regimes.relabel(label, table), regime.unseen
-        )
-        terms = {
-            f"{name}_{term}": value
-            for name, z in maps.items()
-            for term, value in losses.segmentation(
-                z, target, focal_weight=focal_weight, dice_weight=dice_weight
-            ).items()
-        }
-        pairs = losses.count_pairs(target, len(regime.classes))
-        accuracies = {
-            f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()
-        }
-        return sum(terms.values()), (terms, pairs, accuracies)
-
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=(sharding.replicated(mesh), sharding.replicated(mesh)),
-    )
-    def step(
-        state: State,
-        frozen: Any,
-        text: Float[Array, "K n c"],
-        batch: Mapping[str, Array],
-        number: Int[Array, ""],
-    ) -> tuple[State, Scalars]:
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        text = text[trained]
-        # part i takes every accumulate-th image, so that each part is spread over all devices
-        parts = {
-            name: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
-            for name, x in batch.items()
-        }
-
-        def sums(part):
-            index, images = part
-            value_and_grad = jax.value_and_grad(loss_sums, has_aux=True)
-            (loss, (terms, pairs, accuracies)), gradient = value_and_grad(
-                state.trainable,
-                frozen,
-                text,
-                images["image"],
-                images["label"],
-                jax.random.fold_in(key, index),
-            )
-            return gradient, {"loss": loss, **terms}, pairs, accuracies
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, sums(part)), None
-
-        sequence = (jnp.arange(accumulate), parts)
-        shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], sequence))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (gradient, terms, pairs, accuracies), _ = jax.lax.scan(add, zeros, sequence)
-
-        pairs = jnp.maximum(pairs, 1.0)
-        gradient = jax.tree.map(lambda g: g / pairs, gradient)
-        updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
-        scalars = {name: value / pairs for name, value in terms.items()}
-        scalars |= {name: value / accumulate for name, value in accuracies.items()}
-        return State(optax.apply_updates(state.trainable, updates), slots), scalars
-
-    return step
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -167,9 +44,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
-        KeyboardInterrupt: after a checkpoint was written, where the user or the system asked to stop.
+        KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
-    workdir = Path(workdir)
+    workdir = evaluate.open_workdir(workdir)
+    experiment.check(config)
     source = experiment.open_split(config, "train")
     validation = experiment.open_split(config, "val")
     parts = experiment.assemble(config, source.vocabulary)
@@ -194,11 +72,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
             dice_weight=config.train.dice_weight,
             seed=config.seed,
         )
-        run = _Run(config, workdir, parts, validation, checkpoints, schedule)
-        state = run(step, state, start, _batches(config, source, start))
-    if jax.process_index() == 0 and (workdir / LOG).is_file():
-        figures.curves(workdir / "curves.png", workdir / LOG)
-    evaluation.report(config, workdir, parts, validation, state.trainable)
+        run = _Run(config, workdir, parts, validation, checkpoints, schedule, saved=start)
+        if start < config.train.steps:
+            run(step, state, start, _batches(config, source, start))
+        else:
+            evaluate.report(config, workdir, parts, validation, state.trainable)
 
 
 def checkpoints_of(
@@ -209,7 +87,7 @@ def checkpoints_of(
     A transductive run starts from the half of an inductive one, so that is kept.
     """
     return Checkpoints(
-        workdir / evaluation.CHECKPOINTS,
+        workdir / evaluate.CHECKPOINTS,
         milestones=[config.train.steps // 2],
         metric="hiou" if vocabulary.unseen else "miou",
     )
@@ -236,13 +114,13 @@ def _initial_state(
     if latest is None:
         return state, 0
     experiment.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
-    logging.info("Going on from step %d of %s", latest, workdir)
+    LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
 
 def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment) -> Any:
     """Trained weights of another run: by default half-way for pseudo-labels, else its latest."""
-    with Checkpoints(Path(config.init_from) / evaluation.CHECKPOINTS) as source:
+    with Checkpoints(Path(config.init_from) / evaluate.CHECKPOINTS) as source:
         latest = source.latest_step()
         if latest is None:
             raise FileNotFoundError(
@@ -253,7 +131,7 @@ def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment)
         half = meta["config"]["train"]["steps"] // 2
         step = config.init_step or (half if parts.regime.unseen else latest)
         experiment.check_same_model(meta, parts.meta, where=config.init_from)
-        logging.info("Starting from step %d of %s", step, config.init_from)
+        LOGGER.info("Starting from step %d of %s", step, config.init_from)
         return source.restore(step, {"trainable": parts.trainable})["trainable"]
 
 
@@ -293,11 +171,27 @@ class _Run:
     validation: experiment.Source
     checkpoints: Checkpoints
     schedule: optax.Schedule
+    saved: int  # the last step that is in a checkpoint
 
     def __call__(
         self, step: Step, state: State, start: int, batches: Iterator[dict[str, np.ndarray]]
-    ) -> State:
+    ) -> None:
+        """Run from `start` to the end; whatever stops it, the finished steps are saved."""
+        self.done, self.state = start, state
+        try:
+            self._loop(step, batches)
+        except BaseException:
+            # a broken photo or an impatient Ctrl-C must not cost the steps since the last save
+            alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                self._save(metrics=None)
+            raise
+        finally:
+            self.checkpoints.wait()
+
+    def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.config.train, sharding.by_image(self.parts.mesh)
+        start = self.done
         progress = tqdm(
             total=train.steps, initial=start, unit="step", disable=jax.process_index() != 0
         )
@@ -306,91 +200,121 @@ class _Run:
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
-                state, scalars = step(
-                    state, self.parts.frozen, self.parts.text, batch, np.int32(done - 1)
+                self.state, scalars = step(
+                    self.state, self.parts.frozen, self.parts.text, batch, np.int32(done - 1)
                 )
+                self.done = done
                 progress.update()
                 if done == start + 1:
                     jax.block_until_ready(scalars)
                     began = time.perf_counter()
                 if done % train.log_every == 0 or done == train.steps:
                     scalars = jax.device_get(scalars)
-                    seconds = time.perf_counter() - began
                     images = (done - timed_from) * train.batch_size
-                    progress.set_postfix(self._log(done, scalars, images / max(seconds, 1e-9)))
+                    speed = images / (time.perf_counter() - began) if images else None
+                    progress.set_postfix(self._log(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._after(done, state, stop.asked):
+                stopping = self._all_stop(stop.asked)
+                if self._validate_and_save(stopping):
                     began, timed_from = time.perf_counter(), done
-                if stop.asked and done < train.steps:
-                    self.checkpoints.wait()
+                if stopping and done < train.steps:
                     raise KeyboardInterrupt(
                         f"stopped after step {done}, which is saved: the same command goes on"
                     )
-        return state
 
-    def _after(self, done: int, state: State, stopping: bool) -> bool:
+    def _all_stop(self, asked: bool) -> bool:
+        """Whether to stop; several processes must agree on the step, and meet at each log."""
+        if jax.process_count() == 1:
+            return asked
+        if self.done % self.config.train.log_every:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+
+    def _validate_and_save(self, stopping: bool) -> bool:
         """Validate and save where it is time to; returns whether that took time."""
-        train = self.config.train
-        validate = bool(train.eval_every) and done % train.eval_every == 0 and not stopping
-        last_or_half = done in (train.steps, train.steps // 2)
-        save = stopping or last_or_half or done % train.checkpoint_every == 0
-        summary = self._validate(done, state) if validate else None
-        if save:
-            self.checkpoints.save(
-                done,
-                state._asdict(),
-                self.parts.meta,
-                text=np.asarray(self.parts.text),
-                metrics=summary,
+        train, done = self.config.train, self.done
+        metrics = None
+        if done == train.steps:
+            if jax.process_index() == 0:
+                figures.curves(self.workdir / "curves.png", self.workdir / LOG)
+            results = evaluate.report(
+                self.config, self.workdir, self.parts, self.validation, self.state.trainable
             )
-        return validate or save
+            metrics = self._record(results)
+        elif train.eval_every and done % train.eval_every == 0 and not stopping:
+            metrics = self._record(
+                evaluate.evaluate_split(
+                    self.config,
+                    self.parts,
+                    self.validation,
+                    self.state.trainable,
+                    images=train.eval_images,
+                )
+            )
+        half_or_end = done in (train.steps, train.steps // 2)
+        save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
+        if save:
+            if not self._finite():
+                raise ValueError(self._diverged())
+            self._save(metrics)
+        return bool(save)
 
-    def _validate(self, done: int, state: State) -> dict[str, float | None]:
-        results = evaluation.evaluate_split(
-            self.config,
-            self.parts,
-            self.validation,
-            state.trainable,
-            images=self.config.train.eval_images,
+    def _save(self, metrics: dict[str, Any] | None) -> None:
+        self.checkpoints.save(
+            self.done,
+            self.state._asdict(),
+            self.parts.meta,
+            text=np.asarray(self.parts.text),
+            metrics=metrics,
         )
-        scores = {
+        self.saved = self.done
+
+    def _finite(self) -> bool:
+        leaves = jax.tree.leaves(self.state.trainable)
+        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
+
+    def _diverged(self) -> str:
+        return (
+            f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
+            f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
+            f"checkpoints up to step {self.saved} are untouched"
+        )
+
+    def _record(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Log the figures of an evaluation; return those of its main method."""
+        scores: dict[str, dict[str, Any]] = {
             method: {name: value for name, value in summary.items() if name != "iou"}
             for method, summary in results.items()
         }
-        self._write(
-            done, {f"{m}/{name}": v for m, named in scores.items() for name, v in named.items()}
-        )
+        self._write({f"{m}/{name}": v for m, named in scores.items() for name, v in named.items()})
         best = scores[list(scores)[-1]]
         seen, unseen = best["miou_seen"], best["miou_unseen"]
         if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
-            logging.warning(
-                "step %d: seen classes reach %.1f mIoU and unseen ones %.1f: the text embeddings may "
+            LOGGER.warning(
+                "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
                 "not fit the tower (--config.text.embeddings, --config.clip.source)",
-                *(done, seen, unseen),
+                *(self.done, seen, unseen),
             )
         return best
 
-    def _log(
-        self, done: int, scalars: dict[str, np.ndarray], images_per_second: float
-    ) -> dict[str, str]:
+    def _log(self, scalars: dict[str, np.ndarray], speed: float | None) -> dict[str, str]:
         if not np.isfinite(scalars["loss"]):
-            raise ValueError(
-                f"the loss is {scalars['loss']} at step {done}: lower --config.train.learning_rate, or "
-                "use --config.dtype=float32; the last checkpoint is untouched"
-            )
+            raise ValueError(self._diverged())
         numbers = {name: float(value) for name, value in scalars.items()}
-        rate = float(self.schedule(done - 1))
-        self._write(
-            done, {**numbers, "learning_rate": rate, "images_per_second": images_per_second}
-        )
+        rate = float(self.schedule(self.done - 1))
+        measured = {} if speed is None else {"images_per_second": speed}
+        self._write({**numbers, "learning_rate": rate, **measured})
         shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
-        return {**shown, "images/s": f"{images_per_second:.3g}"}
+        return shown if speed is None else {**shown, "images/s": f"{speed:.3g}"}
 
-    def _write(self, done: int, numbers: Mapping[str, float | None]) -> None:
+    def _write(self, numbers: Mapping[str, float | None]) -> None:
         if jax.process_index() == 0:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            with (self.workdir / LOG).open("a") as file:
-                file.write(json.dumps({"step": done, **numbers}) + "\n")
+            path = self.workdir / LOG
+            # a killed run may have left a line without its end
+            cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
+            with path.open("a") as file:
+                file.write("\n" * cut + json.dumps({"step": self.done, **numbers}) + "\n")
 
 
 class _StopOnSignal:

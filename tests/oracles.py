@@ -1,12 +1,14 @@
 """What tests compare with: the authors' numbers, and their program's Sinkhorn with its own stop."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import DATA
 from jax.scipy.special import logsumexp
+
+DATA = Path(__file__).parent / "data"
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import DATA
+from oracles import DATA
 
 from otseg_jax.data import classes
 

@@ -8,34 +8,14 @@ import torch
 from flax import nnx
 from scipy.special import erf
 
-from otseg_jax.models.clip import (
-    TextConfig,
-    TextTower,
-    VisionConfig,
-    VisionTower,
-    resize_positions,
-)
+from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, resize_positions
 from otseg_jax.models.transformer import Block
 from otseg_jax.weights.table import assign, flatten
 
-VISION = {
-    "image_size": 16,
-    "patch_size": 4,
-    "width": 24,
-    "layers": 3,
-    "heads": 4,
-    "mlp_width": 40,
-    "embed_dim": 20,
-}
-TEXT = {
-    "vocab_size": 30,
-    "context_length": 9,
-    "width": 16,
-    "layers": 2,
-    "heads": 2,
-    "mlp_width": 24,
-    "embed_dim": 20,
-}
+VISION = {"image_size": 16, "patch_size": 4, "width": 24, "layers": 3, "heads": 4}
+VISION |= {"mlp_width": 40, "embed_dim": 20}
+TEXT = {"vocab_size": 30, "context_length": 9, "width": 16, "layers": 2, "heads": 2}
+TEXT |= {"mlp_width": 24, "embed_dim": 20}
 
 
 def randomised(make):
@@ -253,23 +233,10 @@ def test_unknown_token_ids_give_nan():
 
 def test_vit_b16_has_exactly_openais_parameters():
     vision = VisionConfig(
-        image_size=224,
-        patch_size=16,
-        width=768,
-        layers=12,
-        heads=12,
-        mlp_width=3072,
-        embed_dim=512,
+        image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072, embed_dim=512
     )
-    text = TextConfig(
-        vocab_size=49408,
-        context_length=77,
-        width=512,
-        layers=12,
-        heads=8,
-        mlp_width=2048,
-        embed_dim=512,
-    )
+    size = {"width": 512, "layers": 12, "heads": 8, "mlp_width": 2048, "embed_dim": 512}
+    text = TextConfig(vocab_size=49408, context_length=77, **size)
 
     def count(make):
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make))))
@@ -280,38 +247,19 @@ def test_vit_b16_has_exactly_openais_parameters():
 
 
 def test_leaf_names():
-    block = {
-        f"blocks/0/{layer}/{leaf}"
-        for layer in (
-            "attention/query",
-            "attention/key",
-            "attention/value",
-            "attention/out",
-            "mlp/up",
-            "mlp/down",
-        )
-        for leaf in ("kernel", "bias")
-    } | {f"blocks/0/{norm}/{leaf}" for norm in ("ln_1", "ln_2") for leaf in ("scale", "bias")}
+    layers = [f"attention/{part}" for part in ("query", "key", "value", "out")]
+    layers += ["mlp/up", "mlp/down"]
+    block = {f"blocks/0/{layer}/{leaf}" for layer in layers for leaf in ("kernel", "bias")}
+    block |= {f"blocks/0/{norm}/{leaf}" for norm in ("ln_1", "ln_2") for leaf in ("scale", "bias")}
+    block |= {"position_embedding", "projection/kernel"}
     one_layer = VisionConfig(**{**VISION, "layers": 1}), TextConfig(**{**TEXT, "layers": 1})
     vision = nnx.eval_shape(lambda: VisionTower(one_layer[0], rngs=nnx.Rngs(0)))
     text = nnx.eval_shape(lambda: TextTower(one_layer[1], rngs=nnx.Rngs(0)))
-    assert set(flatten(nnx.state(vision))) == block | {
-        "class_embedding",
-        "position_embedding",
-        "patch_embedding/kernel",
-        "ln_pre/scale",
-        "ln_pre/bias",
-        "ln_post/scale",
-        "ln_post/bias",
-        "projection/kernel",
-    }
-    assert set(flatten(nnx.state(text))) == block | {
-        "token_embedding",
-        "position_embedding",
-        "ln_final/scale",
-        "ln_final/bias",
-        "projection/kernel",
-    }
+    norms = {f"{norm}/{leaf}" for norm in ("ln_pre", "ln_post") for leaf in ("scale", "bias")}
+    vision_only = {"class_embedding", "patch_embedding/kernel"} | norms
+    text_only = {"token_embedding", "ln_final/scale", "ln_final/bias"}
+    assert set(flatten(nnx.state(vision))) == block | vision_only
+    assert set(flatten(nnx.state(text))) == block | text_only
     assert vision.patch_embedding.kernel.shape == (4, 4, 3, 24)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import DATA
 from flax import nnx
+from oracles import DATA
 
 from otseg_jax import optim
 

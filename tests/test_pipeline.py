@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
+from configs import common
 from otseg_jax.data import folders, pipeline, transforms
 
 
@@ -171,7 +172,7 @@ def test_real_photos_make_batches(photos):
 
     def augment(example, rng):
         options = {"crop": 64, "scale": (256, 64)}
-        mean, std = transforms.IMAGENET_MEAN, transforms.IMAGENET_STD
+        mean, std = common.IMAGENET
         return transforms.for_train(example, rng, mean=mean, std=std, **options)
 
     one, two = (

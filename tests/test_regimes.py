@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA
+from oracles import DATA
 
 from otseg_jax import losses, regimes
 

@@ -5,9 +5,10 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA
 from flax import nnx
+from oracles import DATA
 
+from configs import common
 from otseg_jax import text
 from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.models.clip import TextConfig, TextTower
@@ -63,7 +64,7 @@ def test_a_brace_in_a_name_is_kept():
 def test_tokens_are_openais(clip_files, key, stored):
     with np.load(DATA / "clip_tokens.npz") as file:
         want = file[stored]
-    texts = text.fill(VOCABULARIES[key].names, text.TEMPLATES_8)
+    texts = text.fill(VOCABULARIES[key].names, common.TEMPLATES_8)
     got = text.tokenise(texts, clip_files / "tokenizer")
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got.reshape(want.shape), want)
@@ -72,7 +73,7 @@ def test_tokens_are_openais(clip_files, key, stored):
 def test_six_templates_are_the_first_of_eight(clip_files):
     with np.load(DATA / "clip_tokens.npz") as file:
         want = file["voc2012"][:, :6]
-    texts = text.fill(VOCABULARIES["voc12"].names, text.TEMPLATES_6)
+    texts = text.fill(VOCABULARIES["voc12"].names, common.TEMPLATES_6)
     got = text.tokenise(texts, clip_files / "tokenizer")
     np.testing.assert_array_equal(got.reshape(want.shape), want)
 
@@ -148,6 +149,22 @@ def test_embed_is_one_text_at_a_time(tower, batch):
         got.reshape(6, 8), (tower(jnp.asarray(t[None]))[0] for t in tokens), strict=True
     ):
         np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-6)
+
+
+class CountingTower(TextTower):
+    """Counts its traces: one for each compiled shape."""
+
+    traces = 0
+
+    def __call__(self, tokens):
+        CountingTower.traces += 1
+        return super().__call__(tokens)
+
+
+def test_embed_compiles_once():
+    tower = CountingTower(CONFIG, rngs=nnx.Rngs(0))
+    text.embed(tower, tokenizer(["a", "b", "c", "d", "e"]), shape=(5, 1), batch=2)
+    assert CountingTower.traces == 1
 
 
 def test_embed_refuses_what_does_not_fit(tower):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from configs import common
 from otseg_jax.data import folders, transforms
 
 SCALE = (2048, 512)
-MEAN, STD = transforms.IMAGENET_MEAN, transforms.IMAGENET_STD
+MEAN, STD = common.IMAGENET
 
 
 class Fixed(np.random.Generator):
@@ -213,7 +214,7 @@ def test_photometric_draws_have_the_stated_distribution():
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [(MEAN, STD), (transforms.CLIP_MEAN, transforms.CLIP_STD)],
+    [common.IMAGENET, common.CLIP],
 )
 def test_normalise_equals_the_formula(mean, std):
     image = _image(11, 7)
@@ -224,10 +225,10 @@ def test_normalise_equals_the_formula(mean, std):
 
 def test_statistics_are_the_published_ones():
     np.testing.assert_allclose(
-        np.array(transforms.CLIP_MEAN) / 255, [0.48145466, 0.4578275, 0.40821073], atol=1e-8
+        np.array(common.CLIP[0]) / 255, [0.48145466, 0.4578275, 0.40821073], atol=1e-8
     )
     np.testing.assert_allclose(
-        np.array(transforms.CLIP_STD) / 255, [0.26862954, 0.26130258, 0.27577711], atol=1e-8
+        np.array(common.CLIP[1]) / 255, [0.26862954, 0.26130258, 0.27577711], atol=1e-8
     )
     np.testing.assert_allclose(np.array(MEAN) / 255, [0.485, 0.456, 0.406], atol=1e-12)
     np.testing.assert_allclose(np.array(STD) / 255, [0.229, 0.224, 0.225], atol=1e-12)

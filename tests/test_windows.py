@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from oracles import DATA
 
 from otseg_jax import windows
 

@@ -1,4 +1,4 @@
-"""The authors' tiny model, loaded into ours: what every parity test of the whole model starts from."""
+"""The authors' tiny model, loaded into ours: what parity tests of the whole model start from."""
 
 import functools
 
@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from conftest import DATA
 from flax import nnx
-from oracles import numbers
+from oracles import DATA, numbers
 
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import OTSeg

@@ -258,4 +258,4 @@ VOCABULARIES: dict[str, Vocabulary] = {
     "ade20k": ADE20K,
     "shapes": SHAPES,
 }
-"""Every vocabulary by the name that `--config.data.name` uses."""
+"""Every vocabulary by the name that `--config.data.dataset` uses."""

@@ -5,6 +5,7 @@ pixel belongs to no class. Problems of the tree (a missing list, masks that are 
 collected by `index` and raised once; problems inside a file are raised when it is read.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import SupportsIndex, TypedDict
 
 import numpy as np
-from absl import logging
 
 from otseg_jax.data import classes, decode
+
+LOGGER = logging.getLogger(__name__)
 
 PUBLISHED = {
     "voc12": {"train": 10_582, "val": 1_449},
@@ -122,7 +124,7 @@ def index(
     # Without `augmented` the VOC split is smaller by intention.
     if len(folder) != published and augmented:
         counts = (len(folder), published)
-        logging.warning("%s %s: %d images, the published split has %d", dataset, split, *counts)
+        LOGGER.warning("%s %s: %d images, the published split has %d", dataset, split, *counts)
     return folder
 
 
@@ -139,7 +141,7 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
         further = [name for name in listed if name not in counted]
         if repeated := len(listed) - len(further):
             total = len(names) + len(further)
-            logging.warning(
+            LOGGER.warning(
                 "%s repeats %d images of train.txt: each is used once, %d instead of %d images",
                 *(source, repeated, total, total + repeated),
             )

@@ -16,14 +16,6 @@ from jaxtyping import Float32, UInt8
 
 from otseg_jax.data.classes import IGNORE
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-"""(!) VOC, Context and COCO-Stuff were trained with ImageNet's statistics although CLIP was not."""
-
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
-"""CLIP's own statistics, used for ADE20K."""
-
 Scale = tuple[int | float, int | float]
 """(long, short) in pixels."""
 
@@ -54,7 +46,7 @@ def for_train(
     Returns:
       image f32[crop, crop, 3], 0 where padded, and label u8[crop, crop], 255 where padded.
 
-    Source: specification of the authors' program (mmsegmentation 0.x training pipeline).
+    Source: the authors' training pipeline (mmsegmentation).
     """
     factor = rng.uniform(*ratio)
     drawn = (int(scale[0] * factor), int(scale[1] * factor))

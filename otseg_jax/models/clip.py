@@ -2,8 +2,8 @@
 
 Images are NHWC, f32[b, height, width, 3], already normalised. Tokens are f32[b, t, d]: the class
 token, the prompts if there are any, then the patches in row-major order. Parameters and the
-residual stream are float32; `dtype` is the type of the blocks' matrix products. LayerNorm, softmax
-and the last projection are computed in float32 whatever `dtype` is.
+residual stream are float32; `dtype` is the type of the products in patch embedding and blocks.
+LayerNorm, softmax and the last projection are computed in float32 whatever `dtype` is.
 """
 
 from dataclasses import dataclass
@@ -97,11 +97,11 @@ class VisionTower(nnx.Module):
     Args:
         config: sizes.
         double_class_embedding: add the class embedding a second time, as the reference does.
-        dtype: of the blocks' matrix products.
+        dtype: of the products in patch embedding and blocks.
         remat: recompute each block in the backward pass instead of keeping its activations.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4; deep prompts: VPT (arXiv 2203.12119) section 3.2.
+    Source: CLIP (arXiv 2103.00020); deep prompts: VPT (arXiv 2203.12119).
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class VisionTower(nnx.Module):
         Raises:
             ValueError: an image smaller than one patch, more prompt layers than blocks.
 
-        Source: OTSeg section 3.1; VPT-deep.
+        Source: OTSeg (arXiv 2403.14183); VPT-deep.
         """
         patch, layers = self.config.patch_size, len(self.blocks)
         if min(image.shape[1:3]) < patch:
@@ -215,7 +215,7 @@ class TextTower(nnx.Module):
         dtype: of the blocks' matrix products.
         rngs: random streams of the initialisation.
 
-    Source: CLIP (arXiv 2103.00020) section 2.4.
+    Source: CLIP (arXiv 2103.00020).
     """
 
     def __init__(

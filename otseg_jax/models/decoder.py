@@ -6,6 +6,8 @@ Arrays: queries [b, k, n, c] (image, class, prompt, channel), memory [b, m, c] (
 order, L2-normalised), score maps [b, k, m]. Sinkhorn, cosines and LayerNorms are float32.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +20,7 @@ KINDS = ("mpsa", "cross_attention")
 
 
 def normalize(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
-    """Scale vectors to unit length in float32; a zero vector stays zero and keeps a finite gradient."""
+    """Scale vectors to unit length in float32; a zero vector stays zero, its gradient finite."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
@@ -37,7 +39,7 @@ def cosine(
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Zero each entry with probability `rate` and scale the rest by 1/(1 − rate); no key, no dropout."""
+    """Zero entries with probability `rate`, scale the rest by 1/(1 − rate); no key, no dropout."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -170,8 +172,9 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention = attention
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        options: dict[str, Any] = {"epsilon": 1e-5, "use_fast_variance": False, "rngs": rngs}
+        self.norm2 = nnx.LayerNorm(width, **options)
+        self.norm3 = nnx.LayerNorm(width, **options)
         self.linear1 = torch_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.linear2 = torch_linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout
@@ -231,7 +234,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"model.decoder={kind!r}: choose one of {', '.join(KINDS)}")
         if layers < 1:
             raise ValueError(f"model.decoder_layers={layers}: at least one layer is needed")
-        if kind == "cross_attention" and width % heads:
+        if kind == "cross_attention" and (heads < 1 or width % heads):
             raise ValueError(f"model.decoder_heads={heads} must divide the embedding width {width}")
         self.kind = kind
         seed = rngs.params()
@@ -239,7 +242,7 @@ class Decoder(nnx.Module):
         def layer() -> DecoderLayer:
             # Every layer draws from the same key: the reference deep-copies one initialised layer.
             rngs = nnx.Rngs(params=seed)
-            options = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
+            options: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
             attention: Attention
             if kind == "mpsa":
                 attention = SinkhornAttention(

@@ -45,7 +45,7 @@ class VisualPrompts(nnx.Module):
         dropout: rate in [0, 1).
         rngs: source of the initial weights.
 
-    Source: OTSeg supplement; Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
+    Source: OTSeg (arXiv 2403.14183); Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
     """
 
     def __init__(
@@ -64,18 +64,19 @@ class VisualPrompts(nnx.Module):
             return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
         self.first = nnx.Param(uniform((1, tokens, width)))
-        self.deep = nnx.Param(uniform((blocks - 1, tokens, width)))
+        self.deep = nnx.Param(uniform((blocks - 1, tokens, width))) if blocks > 1 else None
         self.proj = torch_linear(width, width, rngs=rngs)
-        # The reference draws this one weight from He's normal (fan out); its bias keeps the default.
+        # The reference draws this weight from He's normal (fan out); its bias keeps the default.
         self.proj.kernel[...] = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
             rngs.params(), (width, width)
         )
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, batch: int, *, key: Key[Array, ""] | None = None) -> Float[Array, "l b p d"]:
         """Project the tokens; dropout differs from image to image."""
-        tokens = self.proj(jnp.concatenate([self.first[...], self.deep[...]]))
+        deep = [] if self.deep is None else [self.deep[...]]
+        tokens = self.proj(jnp.concatenate([self.first[...], *deep]))
         blocks, count, width = tokens.shape
         tokens = jnp.broadcast_to(tokens[:, None], (blocks, batch, count, width))
         return dropout(tokens, self.dropout, key)

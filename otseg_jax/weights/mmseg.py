@@ -1,8 +1,8 @@
 """Names in OTSeg and ZegCLIP training checkpoints of the mmsegmentation layout.
 
-A checkpoint is `{"meta", "state_dict"}`; `state_dict` holds `backbone.*` (CLIP vision tower and visual
-prompts), `text_encoder.*` and `decode_head.*`. The rules map those names to leaves of `OTSeg` and of
-`TextTower`; `unused` lists, by name, the weights that the original program stores and never uses.
+A checkpoint is `{"meta", "state_dict"}`; `state_dict` holds `backbone.*` (CLIP vision tower and
+visual prompts), `text_encoder.*` and `decode_head.*`. The rules map those names to leaves of
+`OTSeg` and of `TextTower`; `unused` lists the weights that the original program never uses.
 """
 
 from otseg_jax.weights.table import Rule

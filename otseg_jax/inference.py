@@ -1,0 +1,258 @@
+"""Inference: sliding windows over photos of any size, all methods in one pass.
+
+photo f32[h, w, 3] → windows f32[n, s, s, 3] → logits on the patch grid f32[n, k, h/p, w/p], in
+batches of one fixed size that hold windows of several photos → scores stitched on a canvas
+f32[k, h, w] → original size, argmax → label map u8[H, W] → confusion counts i64[k, k].
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+from tqdm import tqdm
+
+from otseg_jax import metrics, sharding, windows
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.models.otseg import upsample
+
+OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def make_predict(
+    graphdef: Any,
+    trainable: Any,
+    frozen: Any,
+    text: Float[Array, "k n c"],
+    *,
+    mesh: Mesh,
+    mps_weight: float = 0.5,
+) -> Predict:
+    """Bind trained weights into a function of batches of windows.
+
+    Args:
+        graphdef: structure of the model.
+        trainable: state of what learns.
+        frozen: state of the tower.
+        text: f32[k, n, c], prompts of all classes.
+        mesh: devices; a batch is split over its `data` axis.
+        mps_weight: weight w of the MPS path in OTSeg+, z = (1 − w)·z_dec + w·z_mps.
+
+    Returns:
+        Function of windows f32[b, s, s, 3] to logits per method, f32[b, k, h, w] on the patch grid:
+        "otseg" (decoder) and "otseg_plus", or "zegclip" where the decoder has no MPS path. It is
+        compiled once per model and batch size, also over several calls of `make_predict`.
+
+    Source: OTSeg (arXiv 2403.14183), inference; mixing before the upsampling is exact, as both
+    are linear.
+    """
+
+    def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
+        # every process holds the whole batch and gives its devices what is theirs
+        placed = jax.make_array_from_callback(
+            batch.shape, sharding.by_image(mesh), lambda index: batch[index]
+        )
+        logits = _forward(graphdef, mesh, trainable, frozen, text, placed, mps_weight)
+        return jax.device_get(logits)
+
+    return predict
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _forward(graphdef, mesh, trainable, frozen, text, batch, mps_weight):
+    logits = nnx.merge(graphdef, trainable, frozen)(batch, text)
+    methods = {"zegclip": logits.decoder}
+    if logits.mps is not None:
+        plus = (1 - mps_weight) * logits.decoder + mps_weight * logits.mps
+        methods = {"otseg": logits.decoder, "otseg_plus": plus}
+    # one copy everywhere: each process then stitches its own photos
+    return jax.lax.with_sharding_constraint(methods, sharding.replicated(mesh))
+
+
+def scores(
+    logits: Float[Array, "n k gh gw"],
+    origins: Int[Array, "n 2"],
+    weights: Float[Array, " n"],
+    offset: Float[Array, " k"],
+    size: Int[Array, "2"],
+    output_size: Int[Array, "2"],
+    *,
+    window: int,
+    canvas: tuple[int, int],
+    output: tuple[int, int],
+) -> Float[Array, "k H W"]:
+    """Turn the logits of a photo's windows into its scores: σ(z) − offset, averaged and resized.
+
+    Args:
+        logits: f32[n, k, gh, gw] on the patch grid of each window.
+        origins: i32[n, 2], (y, x) of the windows.
+        weights: f32[n], 1 for a window, 0 for filling.
+        offset: f32[k], subtracted from the scores: 0.1 for seen classes after inductive training.
+        size: i32[2], (h, w) that the windows were cut from.
+        output_size: i32[2], (H, W) of the original photo.
+        window: side of a window, pixels; static.
+        canvas: (h, w) rounded up; static.
+        output: (H, W) rounded up; static.
+
+    Returns:
+        f32[k, *output], in [-offset, 1]; what lies outside `output_size` is unspecified.
+
+    Source: OTSeg (arXiv 2403.14183), inference.
+    """
+    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
+    stitched = windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
+    return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
+
+
+@partial(jax.jit, static_argnames=("window", "canvas", "output"))
+def _label_map(*arrays: Any, **sizes: Any) -> UInt8[Array, "H W"]:
+    return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.uint8)
+
+
+@dataclass
+class _Photo:
+    """A photo on its way through: its windows wait in a batch until all are predicted."""
+
+    number: int
+    example: Mapping[str, Any]
+    origins: np.ndarray
+    logits: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+def evaluate(
+    predict: Predict,
+    examples: Iterator[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    *,
+    total: int,
+    window: int,
+    stride: int,
+    batch_size: int,
+    seen_offset: float,
+    on_photo: OnPhoto | None = None,
+) -> dict[str, metrics.Summary]:
+    """Segment every example and compare with its label.
+
+    Args:
+        predict: from `make_predict`.
+        examples: {"image": f32[h, w, 3] normalised, "label": u8[H, W], "name": str}.
+        vocabulary: classes.
+        total: number of examples, for the progress bar.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        batch_size: windows predicted together; the last batch is filled up, so one shape compiles.
+        seen_offset: subtracted from the scores of seen classes, in [0, 1].
+        on_photo: called with (number, example, {method: label map u8[H, W]}) for each photo.
+
+    Returns:
+        Summary per method, in percent.
+    """
+    offset = np.zeros(len(vocabulary), np.float32)
+    offset[list(vocabulary.seen)] = seen_offset
+    counts: dict[str, np.ndarray] = {}
+    # every process predicts every window (the batch is split over all devices) and stitches a share
+    process, processes = jax.process_index(), jax.process_count()
+    progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
+    for photo in _predicted(predict, examples, window, stride, batch_size):
+        for method in photo.logits[0]:
+            counts.setdefault(method, np.zeros((len(vocabulary),) * 2, np.int64))
+        if photo.number % processes == process:
+            maps = _label_maps(photo, offset, window, stride)
+            for method, prediction in maps.items():
+                truth = photo.example["label"]
+                counts[method] += metrics.confusion(truth, prediction, len(vocabulary))
+            if on_photo is not None:
+                on_photo(photo.number, photo.example, maps)
+        progress.update()
+    progress.close()
+    return {
+        method: metrics.summary(found, vocabulary.names, vocabulary.unseen)
+        for method, found in _sum_over_processes(counts).items()
+    }
+
+
+def _predicted(
+    predict: Predict,
+    examples: Iterator[Mapping[str, Any]],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> Iterator[_Photo]:
+    """Photos with the logits of all their windows, in order."""
+    waiting: list[tuple[_Photo, np.ndarray]] = []
+    photos: list[_Photo] = []
+
+    def flush() -> Iterator[_Photo]:
+        batch = np.zeros((batch_size, window, window, 3), np.float32)
+        batch[: len(waiting)] = [image for _, image in waiting]
+        logits = predict(batch)
+        for i, (photo, _) in enumerate(waiting):
+            photo.logits.append({method: z[i] for method, z in logits.items()})
+        waiting.clear()
+        while photos and len(photos[0].logits) == len(photos[0].origins):
+            yield photos.pop(0)
+
+    for number, example in enumerate(examples):
+        height, width = example["image"].shape[:2]
+        origins = windows.grid(height, width, window=window, stride=stride)
+        photos.append(_Photo(number, example, origins))
+        for image in windows.cut(example["image"], origins, window=window):
+            waiting.append((photos[-1], image))
+            if len(waiting) == batch_size:
+                yield from flush()
+    if waiting:
+        yield from flush()
+
+
+def _label_maps(
+    photo: _Photo, offset: np.ndarray, window: int, stride: int
+) -> dict[str, np.ndarray]:
+    height, width = photo.example["image"].shape[:2]
+    out_height, out_width = photo.example["label"].shape
+    canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
+    slots = len(windows.grid(*canvas, window=window, stride=stride))
+    used = len(photo.origins)
+    origins = np.zeros((slots, 2), np.int32)
+    origins[:used] = photo.origins
+    weights = (np.arange(slots) < used).astype(np.float32)
+    maps = {}
+    for method in photo.logits[0]:
+        logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
+        logits[:used] = [z[method] for z in photo.logits]
+        padded = _label_map(
+            logits,
+            origins,
+            weights,
+            offset,
+            np.array((height, width), np.int32),
+            np.array((out_height, out_width), np.int32),
+            window=window,
+            canvas=canvas,
+            output=(windows.bucket(out_height), windows.bucket(out_width)),
+        )
+        maps[method] = np.asarray(padded)[:out_height, :out_width]
+    return maps
+
+
+def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if jax.process_count() == 1:
+        return counts
+    return {
+        # halves, because JAX would cut 64-bit counts to 32
+        method: sum(
+            np.asarray(multihost_utils.process_allgather(half), np.int64).sum(0) << shift
+            for half, shift in (
+                ((counts[method] & 0xFFFFFF).astype(np.int32), 0),
+                ((counts[method] >> 24).astype(np.int32), 24),
+            )
+        )
+        for method in sorted(counts)
+    }
