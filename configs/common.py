@@ -36,14 +36,14 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             "regime": regime,  # inductive | transductive | supervised
             "seed": 0,  # of initial weights, dropout, augmentation and order
             "dtype": "float32",  # of matrix products: float32 | bfloat16
-            "init_from": "",  # workdir whose trained weights to start from
+            "init_from": "",  # workdir or model directory whose trained weights to start from
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {
                 "data": -1,  # devices that share a batch; -1: all the rest (any value, same result)
                 "model": 1,  # devices that share one frozen tower (any value, same result)
             },
             "clip": {
-                "source": "openai/clip-vit-base-patch16",  # HF directory, hub name, or "random"
+                "source": "openai/clip-vit-base-patch16",  # directory, file, hub name, or "random"
                 # sizes of the untrained towers of source="random": ViT-B/16
                 "random": {
                     "patch_size": 16,  # pixels

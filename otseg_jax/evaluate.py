@@ -15,10 +15,11 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from otseg_jax import experiment, figures, inference, metrics
+from otseg_jax import agreement, experiment, figures, inference, metrics, model_dir
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
+from otseg_jax.weights import detect
 
 CHECKPOINTS = "checkpoints"
 RESULTS = "results.json"
@@ -134,7 +135,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     checkpoint; the vocabulary is that of the configuration's data set.
 
     Args:
-        config: as in `configs/common.py`; `init_from` names the run, if it is not `workdir`.
+        config: as in `configs/common.py`; `init_from` names the run, if it is not `workdir`, or a
+            model directory.
         workdir: gets the results.
 
     Raises:
@@ -143,18 +145,33 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict, workdir: str | Path) 
     workdir = open_workdir(workdir)
     experiment.check(config)
     run = Path(config.init_from or workdir)
-    with Checkpoints(run / CHECKPOINTS) as checkpoints:
-        step = _choose(checkpoints, config.eval.checkpoint, run)
-        meta = checkpoints.read_meta(step)
-        experiment.adopt(config, meta)
-        source = experiment.open_split(config, "val")
-        parts = experiment.assemble(config, source.vocabulary)
-        experiment.check_same_model(meta, parts.meta, where=f"{run}, step {step}")
-        restored = checkpoints.restore(step, {"trainable": parts.trainable})
+    if config.init_from and detect.is_model(config.init_from):
+        model = model_dir.read(config.init_from)
+        meta, where = model_dir.as_meta(model.config), str(run)
+        source, parts = _assemble(config, meta, where)
+        trainable = experiment.start_from_model(model, parts, where=where)
+    else:
+        with Checkpoints(run / CHECKPOINTS) as checkpoints:
+            step = _choose(checkpoints, config.eval.checkpoint, run)
+            meta, where = checkpoints.read_meta(step), f"{run}, step {step}"
+            source, parts = _assemble(config, meta, where)
+            restored = checkpoints.restore(step, {"trainable": parts.trainable})
+            trainable = restored["trainable"]
     if meta["classes"] != list(source.vocabulary.names):
         _print_overlap(meta, source.vocabulary)
-    LOGGER.info("Evaluating step %d of %s on %s", step, run, config.data.dataset)
-    report(config, workdir, parts, source, restored["trainable"])
+    LOGGER.info("Evaluating %s on %s", where, config.data.dataset)
+    report(config, workdir, parts, source, trainable)
+
+
+def _assemble(
+    config: ml_collections.ConfigDict, meta: Mapping[str, Any], where: str
+) -> tuple[experiment.Source, experiment.Experiment]:
+    """The data and the model, run as `meta` says that it was trained."""
+    agreement.adopt(config, meta)
+    source = experiment.open_split(config, "val")
+    parts = experiment.assemble(config, source.vocabulary)
+    agreement.check_same_model(meta, parts.meta, where=where)
+    return source, parts
 
 
 def open_workdir(workdir: str | Path) -> Path:

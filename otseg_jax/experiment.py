@@ -6,7 +6,6 @@ of the vocabulary, whatever the regime trains on.
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import optim, regimes, sharding, text, towers
+from otseg_jax import model_dir, optim, regimes, sharding, text, towers
 from otseg_jax.data import classes, folders, shapes
 from otseg_jax.models.otseg import OTSeg
 from otseg_jax.towers import Towers
-from otseg_jax.weights import table
+from otseg_jax.weights import detect, table
 
 LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
 
 DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", "shapes")
-
-# Fields that do not change what is learned: a run may be resumed with other values. Of the files
-# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
-FREE = (
-    *("mesh.", "eval.", "clip.source", "text.embeddings", "text.cache", "init_", "model.remat"),
-    *("data.root", "data.threads", "data.buffer"),
-    *("train.log_every", "train.eval_every", "train.eval_images", "train.checkpoint_every"),
-)
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     regime = regimes.resolve(
         config.regime, num_classes=len(vocabulary), unseen=list(vocabulary.unseen)
     )
-    clip = _open_towers(config)
+    clip = open_towers(config)
     if config.data.crop % clip.vision_config.patch_size:
         raise ValueError(
             f"data.crop={config.data.crop} is not a multiple of the tower's patch, "
@@ -121,7 +112,7 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     if config.model.decoder == "cross_attention":
         templates = templates[:1]  # ZegCLIP describes a class by one prompt
     embeddings, text_fingerprint = _embed_vocabulary(config, vocabulary, templates, clip)
-    graphdef, trainable, frozen = _build(config, clip, mesh)
+    graphdef, trainable, frozen = build(config, clip, mesh)
     meta = {
         "config": json.loads(json.dumps(config.to_dict())),
         "classes": list(vocabulary.names),
@@ -144,86 +135,30 @@ def assemble(config: ml_collections.ConfigDict, vocabulary: classes.Vocabulary) 
     )
 
 
-def check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
-    """Refuse to go on with a run that another configuration began.
+def start_from_model(model: model_dir.Model, parts: Experiment, *, where: str) -> Any:
+    """What is trained, taken from a model directory.
 
     Args:
-        saved: description in the run's checkpoint.
-        meta: description of this experiment.
-        where: the workdir, for the message.
+        model: as read.
+        parts: the experiment; its own trainable state gives names and shapes.
+        where: the directory, for messages.
+
+    Returns:
+        Trainable state, whole on every device.
 
     Raises:
-        ValueError: every field that differs, except those of `FREE`.
+        ValueError: a CLIP alone, or weights of another model.
     """
-    theirs, ours = _leaves(saved["config"]), _leaves(meta["config"])
-    problems = [
-        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
-    ]
-    problems += [
-        f"the {name} were {saved[name]!r} and are {meta[name]!r}"
-        for name in ("classes", "unseen")
-        if saved[name] != meta[name]
-    ]
-    if problems:
-        raise ValueError(
-            f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
-            "flags to resume it, or choose another --workdir"
-        )
-    check_same_model(saved, meta, where=where)
-
-
-def check_same_model(saved: Mapping[str, Any], meta: Mapping[str, Any], *, where: str) -> None:
-    """Refuse a checkpoint that was trained with another CLIP or other text embeddings.
-
-    On another data set the class names are others, and their embeddings no concern here.
-
-    Args:
-        saved: description in the checkpoint.
-        meta: description of this experiment.
-        where: the checkpoint, for the message.
-
-    Raises:
-        ValueError: what differs.
-    """
-    problems = []
-    if saved["clip_fingerprint"] != meta["clip_fingerprint"]:
-        problems.append(
-            "its CLIP weights are not those of --config.clip.source="
-            f"{meta['config']['clip']['source']} (it was trained with "
-            f"{saved['config']['clip']['source']}, seed {saved['config']['seed']})"
-        )
-    same_data = saved["config"]["data"]["dataset"] == meta["config"]["data"]["dataset"]
-    if same_data and saved["unseen"] != meta["unseen"]:
-        problems.append(f"its unseen classes were {saved['unseen']} and are {meta['unseen']}")
-    if same_data and saved["vocabulary_hash"] != meta["vocabulary_hash"]:
-        problems.append(
-            "its text embeddings are not these: the vocabulary hash is "
-            f"{saved['vocabulary_hash'][:12]} there and {meta['vocabulary_hash'][:12]} here; check "
-            "the class list, --config.text.templates, --config.text.embeddings and "
-            "--config.clip.source"
-        )
-    if problems:
-        raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
-
-
-def adopt(config: ml_collections.ConfigDict, saved: Mapping[str, Any]) -> None:
-    """Take over, in place, what decides how trained weights are to be run.
-
-    Args:
-        config: of an evaluation; its own `model`, `regime`, `data.crop`, `data.mean` and `data.std`
-            give way, and every change is announced.
-        saved: description in the checkpoint.
-    """
-    theirs, ours = _leaves(saved["config"]), _leaves(config.to_dict())
-    for name, value in theirs.items():
-        if not name.startswith(("model.", "regime", "data.crop", "data.mean", "data.std")):
-            continue
-        value = tuple(value) if isinstance(value, list) else value
-        if ours.get(name) != value:
-            LOGGER.info("%s=%s, as the checkpoint was trained with", name, value)
-            config.update_from_flattened_dict({name: value})
+    if model.config["kind"] != "otseg":
+        raise ValueError(f"{where} holds a CLIP alone: set --config.clip.source={where} instead")
+    trained = {
+        name: leaf for name, leaf in model.leaves.items() if not name.startswith(f"{optim.FROZEN}/")
+    }
+    try:
+        filled = table.assign(parts.trainable, trained)
+    except ValueError as error:
+        raise ValueError(f"{where} is not of this configuration's model: {error}") from error
+    return jax.device_put(filled, sharding.replicated(parts.mesh))
 
 
 def check(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
@@ -285,11 +220,26 @@ def check(config: ml_collections.ConfigDict, *, devices: int = 1) -> None:
         raise ValueError("config: " + "; ".join(problems))
 
 
-def _open_towers(config: ml_collections.ConfigDict) -> Towers:
-    crop = config.data.crop
-    if config.clip.source == "random":
+def open_towers(config: ml_collections.ConfigDict) -> Towers:
+    """The CLIP that a configuration names: `clip.source`, or what is in the model it starts from.
+
+    Args:
+        config: `clip`, `data.crop`, `init_from` and `seed`.
+
+    Returns:
+        The towers.
+
+    Raises:
+        FileNotFoundError, ValueError: as `towers.pretrained`.
+    """
+    crop, source = config.data.crop, config.clip.source
+    if config.init_from and detect.is_model(config.init_from):
+        if source != config.init_from:
+            LOGGER.info("clip.source=%s, the model that is started from", config.init_from)
+        return towers.pretrained(config.init_from, image_size=crop)
+    if source == "random":
         return towers.random(config.clip.random.to_dict(), image_size=crop, seed=config.seed)
-    return towers.pretrained(config.clip.source, image_size=crop)
+    return towers.pretrained(source, image_size=crop)
 
 
 def _embed_vocabulary(
@@ -307,6 +257,9 @@ def _embed_vocabulary(
             width=clip.vision_config.embed_dim,
         )[:, : len(templates)]
         return embeddings, table.fingerprint({"embeddings": embeddings})
+    stored = text.vocabulary_hash(vocabulary.names, templates, clip.text_fingerprint)
+    if clip.stored is not None and clip.stored[1] == stored:
+        return clip.stored[0], clip.text_fingerprint
     embeddings = text.load_or_embed(
         vocabulary.names,
         templates,
@@ -318,7 +271,18 @@ def _embed_vocabulary(
     return embeddings, clip.text_fingerprint
 
 
-def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
+def build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen.
+
+    Args:
+        config: `model`, `dtype` and `seed`.
+        clip: from `open_towers`.
+        mesh: devices.
+
+    Returns:
+        graphdef, trainable state, frozen state.
+    """
+
     def make() -> OTSeg:
         return OTSeg(
             clip.vision_config,
@@ -341,13 +305,3 @@ def _build(config: ml_collections.ConfigDict, clip: Towers, mesh: Mesh) -> tuple
     draw = jax.jit(lambda: nnx.split(make(), optim.TRAINABLE, ...)[1], out_shardings=whole)
     leaves = {f"{optim.FROZEN}/{name}": leaf for name, leaf in clip.vision.items()}
     return graphdef, draw(), jax.device_put(table.assign(frozen, leaves), parts)
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = value
-    return leaves

@@ -112,9 +112,45 @@ def scores(
     return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
 
 
+_score_map = jax.jit(scores, static_argnames=("window", "canvas", "output"))
+
+
 @partial(jax.jit, static_argnames=("window", "canvas", "output"))
 def _label_map(*arrays: Any, **sizes: Any) -> UInt8[Array, "H W"]:
     return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.uint8)
+
+
+def photo_scores(
+    predict: Predict,
+    image: Float[np.ndarray, "h w 3"],
+    offset: Float[np.ndarray, " k"],
+    *,
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> dict[str, Float[np.ndarray, "k H W"]]:
+    """Scores of one photo by every method.
+
+    Args:
+        predict: from `make_predict`.
+        image: f32[h, w, 3], normalised.
+        offset: f32[k], subtracted from the scores.
+        size: (H, W) wanted.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        batch_size: windows predicted together; one shape compiles.
+
+    Returns:
+        f32[k, H, W] per method.
+    """
+    example = {"image": image, "label": np.zeros(size, np.uint8)}
+    (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
+    height, width = size
+    return {
+        method: np.asarray(_score_map(*arrays, **sizes))[:, :height, :width]
+        for method, arrays, sizes in _stitching(photo, offset, window, stride)
+    }
 
 
 @dataclass
@@ -215,6 +251,17 @@ def _predicted(
 def _label_maps(
     photo: _Photo, offset: np.ndarray, window: int, stride: int
 ) -> dict[str, np.ndarray]:
+    height, width = photo.example["label"].shape
+    return {
+        method: np.asarray(_label_map(*arrays, **sizes))[:height, :width]
+        for method, arrays, sizes in _stitching(photo, offset, window, stride)
+    }
+
+
+def _stitching(
+    photo: _Photo, offset: np.ndarray, window: int, stride: int
+) -> Iterator[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]:
+    """Per method the arguments of `scores`, filled up so that photos share their shapes."""
     height, width = photo.example["image"].shape[:2]
     out_height, out_width = photo.example["label"].shape
     canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
@@ -223,23 +270,14 @@ def _label_maps(
     origins = np.zeros((slots, 2), np.int32)
     origins[:used] = photo.origins
     weights = (np.arange(slots) < used).astype(np.float32)
-    maps = {}
+    size = np.array((height, width), np.int32)
+    output_size = np.array((out_height, out_width), np.int32)
+    output = (windows.bucket(out_height), windows.bucket(out_width))
     for method in photo.logits[0]:
         logits = np.zeros((slots, *photo.logits[0][method].shape), np.float32)
         logits[:used] = [z[method] for z in photo.logits]
-        padded = _label_map(
-            logits,
-            origins,
-            weights,
-            offset,
-            np.array((height, width), np.int32),
-            np.array((out_height, out_width), np.int32),
-            window=window,
-            canvas=canvas,
-            output=(windows.bucket(out_height), windows.bucket(out_width)),
-        )
-        maps[method] = np.asarray(padded)[:out_height, :out_width]
-    return maps
+        arrays = (logits, origins, weights, offset, size, output_size)
+        yield method, arrays, {"window": window, "canvas": canvas, "output": output}
 
 
 def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,17 +13,13 @@ r"""Train or evaluate from the command line; every field of the configuration is
 
 import logging
 import sys
-import traceback
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from otseg_jax import evaluate, train
-
-PACKAGE = Path(__file__).parent
+from otseg_jax import command, evaluate, train
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a regime after a colon: configs/voc12.py:supervised"
@@ -43,17 +39,7 @@ def main(argv: list[str]) -> None:
     if MULTIHOST.value:
         jax.distributed.initialize()
     work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
-    try:
-        work(CONFIG.value, flags.FLAGS.workdir)
-    except (ValueError, OSError) as error:
-        # What our own code raises is an answer to whoever typed the command; what a library raises
-        # is a fault of ours, and keeps its traceback.
-        if not _is_ours(error):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        sys.exit(130)
+    command.run(lambda: work(CONFIG.value, flags.FLAGS.workdir))
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -69,11 +55,6 @@ def parse(argv: list[str]) -> list[str]:
     except OSError as error:
         sys.exit(f"error: --config cannot be read: {error}")
     return rest
-
-
-def _is_ours(error: BaseException) -> bool:
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return PACKAGE in Path(raised_in).resolve().parents
 
 
 def run() -> None:

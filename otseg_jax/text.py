@@ -90,6 +90,19 @@ def tokenise(
     return (rows["input_ids"] * rows["attention_mask"]).astype(np.int32)
 
 
+def save_tokenizer(tokenizer: str | Path, folder: Path) -> None:
+    """Write a tokenizer's files into a folder, from where `tokenise` reads them.
+
+    Args:
+        tokenizer: folder or hub name, as of `tokenise`.
+        folder: made if need be.
+
+    Raises:
+        FileNotFoundError, ValueError: as `tokenise`.
+    """
+    _load_tokenizer(str(tokenizer)).save_pretrained(folder)
+
+
 def _load_tokenizer(source: str) -> CLIPTokenizer:
     folder = Path(source)
     whole, halves = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]

@@ -23,11 +23,12 @@ import optax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from otseg_jax import evaluate, experiment, figures, optim, sharding
+from otseg_jax import agreement, evaluate, experiment, figures, model_dir, optim, sharding
 from otseg_jax.checkpoint import Checkpoints
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.train_step import State, Step, make_train_step
+from otseg_jax.weights import detect
 
 LOGGER = logging.getLogger(__name__)
 
@@ -107,19 +108,30 @@ def _initial_state(
         trainable = _start_from(config, parts)
     elif latest is None and parts.regime.unseen:
         raise ValueError(
-            "transductive training starts from an inductive run: set --config.init_from=WORKDIR"
+            "transductive training starts from an inductive run: set --config.init_from=WORKDIR "
+            "(or a model directory)"
         )
     whole = sharding.replicated(parts.mesh)
     state = State(trainable, jax.jit(optimizer.init, out_shardings=whole)(trainable))
     if latest is None:
         return state, 0
-    experiment.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
+    agreement.check_same_run(checkpoints.read_meta(latest), parts.meta, where=str(workdir))
     LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
 
 def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment) -> Any:
     """Trained weights of another run: by default half-way for pseudo-labels, else its latest."""
+    if detect.is_model(config.init_from):
+        if config.init_step:
+            raise ValueError(
+                f"--config.init_step={config.init_step}: {config.init_from} is a model directory "
+                "and holds one step; leave it 0"
+            )
+        model = model_dir.read(config.init_from)
+        saved = model_dir.as_meta(model.config)
+        agreement.check_same_model(saved, parts.meta, where=config.init_from)
+        return experiment.start_from_model(model, parts, where=config.init_from)
     with Checkpoints(Path(config.init_from) / evaluate.CHECKPOINTS) as source:
         latest = source.latest_step()
         if latest is None:
@@ -130,7 +142,7 @@ def _start_from(config: ml_collections.ConfigDict, parts: experiment.Experiment)
         meta = source.read_meta(latest)
         half = meta["config"]["train"]["steps"] // 2
         step = config.init_step or (half if parts.regime.unseen else latest)
-        experiment.check_same_model(meta, parts.meta, where=config.init_from)
+        agreement.check_same_model(meta, parts.meta, where=config.init_from)
         LOGGER.info("Starting from step %d of %s", step, config.init_from)
         return source.restore(step, {"trainable": parts.trainable})["trainable"]
 

@@ -12,9 +12,9 @@ from PIL import Image
 from configs import common
 from otseg_jax import evaluate, experiment, train
 from otseg_jax.checkpoint import Checkpoints
+from otseg_jax.command import is_ours
 from otseg_jax.data import shapes
 from otseg_jax.data.classes import VOCABULARIES
-from otseg_jax.main import _is_ours
 from otseg_jax.weights import table
 
 
@@ -148,7 +148,7 @@ def test_another_configuration_is_refused(finished, fields, message):
     before = stored(finished)
     with pytest.raises(ValueError, match=message) as error:
         train.train_and_evaluate(small.config(**fields), finished)
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert stored(finished) == before
 
 
@@ -160,7 +160,7 @@ def test_another_vocabulary_is_refused(finished, tmp_path):
     )
     with pytest.raises(ValueError, match="vocabulary hash") as error:
         evaluate.evaluate_checkpoint(config, tmp_path / "out")
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -191,7 +191,7 @@ def test_bad_fields_are_named_and_cost_nothing(tmp_path, fields, message):
     workdir = tmp_path / "run"
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         train.train_and_evaluate(config, workdir)
-    assert _is_ours(error.value), "a library's traceback would reach the user"
+    assert is_ours(error.value), "a library's traceback would reach the user"
     assert not workdir.exists()
 
 
@@ -199,7 +199,7 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(ValueError, match="is a file; choose another folder") as error:
         train.train_and_evaluate(small.config(), tmp_path / "run")
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_that_does_not_exist_names_those_that_do(finished, tmp_path
         config = small.config(init_from=str(finished), **{"eval.checkpoint": wanted})
         with pytest.raises(ValueError, match=message) as error:
             evaluate.evaluate_checkpoint(config, tmp_path / "out")
-        assert _is_ours(error.value)
+        assert is_ours(error.value)
 
 
 def test_the_best_checkpoint_can_be_evaluated(finished, tmp_path):
@@ -240,7 +240,7 @@ def test_a_corrupt_photo_is_named(tmp_path):
     photo.write_bytes(photo.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"train_000002\.jpg") as error:
         train.train_and_evaluate(small.config(**fields), tmp_path / "run")
-    assert _is_ours(error.value), "Grain's threads must not hide our message"
+    assert is_ours(error.value), "Grain's threads must not hide our message"
 
 
 def test_a_broken_validation_photo_costs_no_step(tmp_path):
@@ -269,7 +269,7 @@ def test_another_class_list_is_refused(tmp_path):
     for work in (train.train_and_evaluate, evaluate.evaluate_checkpoint):
         with pytest.raises(ValueError, match="unseen") as error:
             work(config, tmp_path / "run")
-        assert _is_ours(error.value)
+        assert is_ours(error.value)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -288,7 +288,7 @@ def test_a_truncated_checkpoint_is_refused(finished, tmp_path):
     before = stored(tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoints/4 is damaged") as error:
         train.train_and_evaluate(small.config(), tmp_path / "run")
-    assert _is_ours(error.value)
+    assert is_ours(error.value)
     assert stored(tmp_path / "run") == before
 
 

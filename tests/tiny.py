@@ -4,11 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import torch
 from flax import nnx
 from oracles import DATA, numbers
 
+from configs import common
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import mmseg, table
@@ -54,6 +56,27 @@ def text_tower() -> TextTower:
         mmseg.text_rules(blocks=3), select(("text_encoder.",)), table.flatten(state)
     )
     return nnx.merge(graphdef, table.assign(state, leaves))
+
+
+CLASSES = "name,split\n" + "".join(
+    f"c{k},{'unseen' if k in UNSEEN else 'seen'}\n" for k in range(7)
+)
+
+
+def config(regime: str = "inductive", *, embeddings="", templates: int = 4):
+    """What the authors' file does not tell, as a configuration; its classes are CLASSES."""
+    config = common.defaults(regime, steps=10)
+    config.update_from_flattened_dict(
+        {
+            "data.crop": 32,
+            "eval.stride": 24,
+            "eval.scale": (96, 32),
+            "text.templates": tuple(f"template {i}: {{}}" for i in range(templates)),
+            "text.embeddings": str(embeddings),
+            "text.cache": "",
+        }
+    )
+    return ml_collections.ConfigDict(config)
 
 
 def image(name: str = "image") -> jax.Array:

@@ -6,6 +6,7 @@ residual stream are float32; `dtype` is the type of the products in patch embedd
 LayerNorm, softmax and the last projection are computed in float32 whatever `dtype` is.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -158,6 +159,15 @@ class VisionTower(nnx.Module):
 
         Source: OTSeg (arXiv 2403.14183); VPT-deep.
         """
+        *_, tokens = self.stages(image, prompts)
+        return tokens
+
+    def stages(
+        self,
+        image: Float[Array, "b height width 3"],
+        prompts: Float[Array, "l b p d"] | None = None,
+    ) -> Iterator[Float[Array, "b t d"]]:
+        """The tokens that enter the first block, then those after each block; as `encode`."""
         patch, layers = self.config.patch_size, len(self.blocks)
         if min(image.shape[1:3]) < patch:
             raise ValueError(f"image is {image.shape[1:3]} pixels, wanted at least {patch} a side")
@@ -166,13 +176,14 @@ class VisionTower(nnx.Module):
             raise ValueError(f"prompts hold {prompted} layers, the tower has {layers} blocks")
 
         tokens = self._embed(image)
+        yield tokens
         patches = tokens.shape[1] - 1
         for i, block in enumerate(self.blocks):
             if prompts is not None and i <= prompted:
                 inner = [prompts[i].astype(tokens.dtype)] if i < prompted else []
                 tokens = jnp.concatenate([tokens[:, :1], *inner, tokens[:, -patches:]], axis=1)
             tokens = _recomputed(block, tokens) if self.remat else block(tokens)
-        return tokens
+            yield tokens
 
     def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:
         """Map tokens to the space shared with text: projection(ln_post(tokens)), every token.

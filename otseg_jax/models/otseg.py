@@ -5,7 +5,7 @@ f32[b, k, h, w] on the patch grid, h = H / patch. Both are upsampled by `upsampl
 linear, mixtures of the two may be taken before it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ class VisualPrompts(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(self, batch: int, *, key: Key[Array, ""] | None = None) -> Float[Array, "l b p d"]:
-        """Project the tokens; dropout differs from image to image."""
+    def __call__(self, batch: Any, *, key: Key[Array, ""] | None = None) -> Float[Array, "l b p d"]:
+        """Project the tokens for `batch` images (a symbol under jax.export); own dropout each."""
         deep = [] if self.deep is None else [self.deep[...]]
         tokens = self.proj(jnp.concatenate([self.first[...], *deep]))
         blocks, count, width = tokens.shape

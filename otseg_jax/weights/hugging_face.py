@@ -1,62 +1,36 @@
 """Read a CLIP that Hugging Face's transformers saved, without torch.
 
-Only `config.json` and `model.safetensors` are read. Leaves come back as flat dicts of float32 numpy
-arrays, named as in `weights.table`, for `models.clip.VisionTower` and `models.clip.TextTower`.
+The weights are safetensors, torch's zip or flax's msgpack, whole or in shards.
 """
 
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import huggingface_hub
-import jax
-import numpy as np
-from flax import nnx
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
-from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower
-from otseg_jax.weights.table import (
-    Rule,
-    fill,
-    fingerprint,
-    flatten,
-    linear,
-    norm,
-    resize_position_embedding,
+from otseg_jax.models.clip import TextConfig, VisionConfig
+from otseg_jax.weights import files, hub
+from otseg_jax.weights.clip import Clip, assemble, resized
+from otseg_jax.weights.table import Rule, linear, norm
+
+CONFIG = "config.json"
+WEIGHTS = tuple(
+    f"{name}{index}"
+    for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+    for index in ("", ".index.json")
 )
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHARDS = ("model-*.safetensors", "pytorch_model-*.bin", "flax_model-*.msgpack")
+PATTERNS = (CONFIG, *WEIGHTS, *SHARDS, *hub.TOKENIZER)
 
 UNUSED = (
     "logit_scale",
     "text_model.embeddings.position_ids",
     "vision_model.embeddings.position_ids",
 )
-
-
-class Clip(NamedTuple):
-    """A CLIP ready to be assigned to the two towers.
-
-    Args:
-        vision_config: sizes, with the image size asked for.
-        text_config: sizes.
-        vision: leaf name → f32 array of `VisionTower`.
-        text: leaf name → f32 array of `TextTower`.
-        fingerprint: SHA-256 of both towers as stored, before the position embedding is resized.
-        text_fingerprint: SHA-256 of the text tower alone, which decides a vocabulary's embeddings.
-    """
-
-    vision_config: VisionConfig
-    text_config: TextConfig
-    vision: dict[str, np.ndarray]
-    text: dict[str, np.ndarray]
-    fingerprint: str
-    text_fingerprint: str
 
 
 def load(source: str | Path, *, image_size: int | None = None) -> Clip:
@@ -74,25 +48,37 @@ def load(source: str | Path, *, image_size: int | None = None) -> Clip:
         FileNotFoundError: no such folder or hub name, or one without the two files.
         ValueError: another architecture, a damaged file, weights that do not cover the towers.
     """
-    folder = _find(source)
-    vision_config, text_config = read_config(folder / CONFIG)
-    stored = _read(folder / WEIGHTS, str(source))
-    target = _abstract(vision_config, text_config)
-    table = rules(vision_config.layers, text_config.layers)
-    try:
-        leaves = fill(table, stored, target, unused=UNUSED)
-    except ValueError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: {error}") from error
+    folder = hub.find(source, PATTERNS)
+    return resized(load_stored(folder, str(source))[0], image_size)
 
-    vision, text = _below("vision/", leaves), _below("text/", leaves)
-    whole = fingerprint(leaves, config=(vision_config, text_config))
-    if image_size is not None:
-        vision_config = replace(vision_config, image_size=image_size)
-        resized = resize_position_embedding(vision["position_embedding"], vision_config.grid)
-        vision["position_embedding"] = resized
-    return Clip(
-        vision_config, text_config, vision, text, whole, fingerprint(text, config=text_config)
-    )
+
+def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rule]]:
+    """Read a CLIP at its stored image size, and what its file holds.
+
+    Args:
+        folder: where the files lie.
+        source: what the user called it.
+
+    Returns:
+        The CLIP, the arrays it was made from, and the table between the two.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    vision_config, text_config = read_config(folder / CONFIG)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{source} holds no weights that are read ({', '.join(WEIGHTS)}), only {found}"
+        )
+    stored = files.read(path)
+    table = rules(vision_config.layers, text_config.layers)
+    if any("/" in name for name in stored.arrays):
+        table = [flax_rule(rule) for rule in table]
+    where = f"{path} does not fit {folder / CONFIG}"
+    clip = assemble(table, stored.arrays, vision_config, text_config, unused=UNUSED, where=where)
+    return clip, stored, table
 
 
 def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
@@ -212,55 +198,15 @@ def _block(source: str, target: str) -> list[Rule]:
     ]
 
 
-def _abstract(vision: VisionConfig, text: TextConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    towers = nnx.eval_shape(
-        lambda: {
-            "vision": VisionTower(vision, rngs=nnx.Rngs(0)),
-            "text": TextTower(text, rngs=nnx.Rngs(0)),
-        }
-    )
-    return {
-        f"{name}/{leaf}": shape
-        for name, tower in towers.items()
-        for leaf, shape in flatten(nnx.state(tower)).items()
-    }
+def flax_rule(rule: Rule) -> Rule:
+    """The same rule for transformers' former Flax models: other names, arrays laid out as ours.
 
-
-def _below(prefix: str, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
-
-
-def _read(path: Path, source: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in path.parent.iterdir())) or "nothing"
-        raise FileNotFoundError(
-            f"{source} holds no {WEIGHTS}, only {found}. Other formats are not read; where torch "
-            'is installed, write a folder that is: python -c "from transformers import CLIPModel, '
-            f"CLIPTokenizer; s, d = '{source}', 'clip'; CLIPModel.from_pretrained(s)."
-            'save_pretrained(d); CLIPTokenizer.from_pretrained(s).save_pretrained(d)"'
-        )
-    try:
-        with safe_open(path, "np") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} ({size} bytes) is damaged or cut short, fetch it again: {error}"
-        ) from error
-
-
-def _find(source: str | Path) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    name = str(source)
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
-    try:
-        patterns = [CONFIG, WEIGHTS, "vocab.json", "merges.txt", "tokenizer*.json"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"{name!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
-        ) from error
+    Example:
+        >>> flax_rule(Rule("visual_projection.weight", "vision/projection/kernel", (1, 0))).source
+        'visual_projection/kernel'
+    """
+    *path, last = rule.source.split(".")
+    if last == "weight":
+        leaf = rule.target.rsplit("/", 1)[1]
+        last = leaf if leaf in ("kernel", "scale") else "embedding"
+    return replace(rule, source="/".join([*path, last]), transpose=None)

@@ -5,42 +5,39 @@ visual prompts), `text_encoder.*` and `decode_head.*`. The rules map those names
 `OTSeg` and of `TextTower`; `unused` lists the weights that the original program never uses.
 """
 
-from otseg_jax.weights.table import Rule
+import numpy as np
+
+from otseg_jax.weights import openai
+from otseg_jax.weights.table import Rule, linear, norm
 
 
-def otseg_rules(*, blocks: int, layers: int) -> list[Rule]:
+def otseg_rules(*, blocks: int, layers: int, deep: bool = True) -> list[Rule]:
     """Rules for the leaves of `OTSeg`.
 
     Args:
         blocks: transformer blocks of the vision tower.
         layers: layers of the decoder.
+        deep: whether blocks after the first have prompts of their own.
 
     Returns:
         One rule per leaf.
     """
     rules = [
-        Rule("backbone.class_embedding", "vision/class_embedding"),
-        Rule("backbone.positional_embedding", "vision/position_embedding"),
-        Rule("backbone.conv1.weight", "vision/patch_embedding/kernel", transpose=(2, 3, 1, 0)),
-        *_norm("backbone.ln_pre", "vision/ln_pre"),
-        *_norm("backbone.ln_post", "vision/ln_post"),
-        Rule("backbone.proj", "vision/projection/kernel"),
+        *openai.vision_rules("backbone.", "vision/", blocks=blocks),
         Rule("backbone.prompt_embeddings", "prompts/first"),
-        Rule("backbone.deep_prompt_embeddings", "prompts/deep"),
-        *_linear("backbone.prompt_proj", "prompts/proj"),
-        *_norm("backbone.prompt_norm", "prompts/norm"),
-        *_linear("decode_head.q_proj", "q_proj"),
+        *([Rule("backbone.deep_prompt_embeddings", "prompts/deep")] if deep else []),
+        *linear("backbone.prompt_proj", "prompts/proj"),
+        *norm("backbone.prompt_norm", "prompts/norm"),
+        *linear("decode_head.q_proj", "q_proj"),
     ]
-    for i in range(blocks):
-        rules += _block(f"backbone.transformer.resblocks.{i}", f"vision/blocks/{i}")
     for i in range(layers):
         source, target = f"decode_head.decoder_1.layers.{i}", f"decoder/layers/{i}"
         for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("proj", "out")):
-            rules += _linear(f"{source}.multihead_attn.{theirs}", f"{target}/attention/{ours}")
+            rules += linear(f"{source}.multihead_attn.{theirs}", f"{target}/attention/{ours}")
         for name in ("linear1", "linear2"):
-            rules += _linear(f"{source}.{name}", f"{target}/{name}")
+            rules += linear(f"{source}.{name}", f"{target}/{name}")
         for name in ("norm2", "norm3"):
-            rules += _norm(f"{source}.{name}", f"{target}/{name}")
+            rules += norm(f"{source}.{name}", f"{target}/{name}")
     return rules
 
 
@@ -53,15 +50,23 @@ def text_rules(*, blocks: int) -> list[Rule]:
     Returns:
         One rule per leaf.
     """
-    rules = [
-        Rule("text_encoder.token_embedding.weight", "token_embedding"),
-        Rule("text_encoder.positional_embedding", "position_embedding"),
-        *_norm("text_encoder.ln_final", "ln_final"),
-        Rule("text_encoder.text_projection", "projection/kernel"),
-    ]
-    for i in range(blocks):
-        rules += _block(f"text_encoder.transformer.resblocks.{i}", f"blocks/{i}")
-    return rules
+    return openai.text_rules("text_encoder.", "", blocks=blocks)
+
+
+def rules(*, blocks: int, layers: int, text_blocks: int = 0, deep: bool = True) -> list[Rule]:
+    """Rules for a whole checkpoint: leaves of `OTSeg`, and those of `TextTower` below "text/".
+
+    Args:
+        blocks: transformer blocks of the vision tower.
+        layers: layers of the decoder.
+        text_blocks: transformer blocks of the text tower; 0: the checkpoint has none.
+        deep: whether blocks after the first have prompts of their own.
+
+    Returns:
+        One rule per leaf.
+    """
+    text = openai.text_rules("text_encoder.", "text/", blocks=text_blocks) if text_blocks else []
+    return [*otseg_rules(blocks=blocks, layers=layers, deep=deep), *text]
 
 
 def unused(*, layers: int) -> list[str]:
@@ -90,34 +95,31 @@ def unused(*, layers: int) -> list[str]:
     return names
 
 
-def _norm(source: str, target: str) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
+def stand_ins(*, layers: int, width: int, classes: int) -> dict[str, np.ndarray]:
+    """Arrays for the unused names of a model that was not trained by the original program.
 
+    Args:
+        layers: layers of the decoder.
+        width: its channels.
+        classes: number of classes trained on.
 
-def _linear(source: str, target: str) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{target}/kernel", transpose=(1, 0)),
-        Rule(f"{source}.bias", f"{target}/bias"),
-    ]
-
-
-def _block(source: str, target: str) -> list[Rule]:
-    rules = [
-        *_norm(f"{source}.ln_1", f"{target}/ln_1"),
-        *_norm(f"{source}.ln_2", f"{target}/ln_2"),
-        *_linear(f"{source}.attn.out_proj", f"{target}/attention/out"),
-        *_linear(f"{source}.mlp.c_fc", f"{target}/mlp/up"),
-        *_linear(f"{source}.mlp.c_proj", f"{target}/mlp/down"),
-    ]
-    for i, name in enumerate(("query", "key", "value")):
-        attention = f"{target}/attention/{name}"
-        rules += [
-            Rule(
-                f"{source}.attn.in_proj_weight",
-                f"{attention}/kernel",
-                transpose=(1, 0),
-                part=(i, 3),
-            ),
-            Rule(f"{source}.attn.in_proj_bias", f"{attention}/bias", part=(i, 3)),
-        ]
-    return rules
+    Returns:
+        Name → array as the original program initialises it (its self-attention: zeros), so that a
+        strict load finds every name.
+    """
+    shapes = {
+        "norm1.weight": np.ones(width, np.float32),
+        "norm1.bias": np.zeros(width, np.float32),
+        "self_attn.in_proj_weight": np.zeros((3 * width, width), np.float32),
+        "self_attn.in_proj_bias": np.zeros(3 * width, np.float32),
+        "self_attn.out_proj.weight": np.zeros((width, width), np.float32),
+        "self_attn.out_proj.bias": np.zeros(width, np.float32),
+    }
+    arrays = {
+        f"decode_head.decoder_1.layers.{i}.{name}": array
+        for i in range(layers)
+        for name, array in shapes.items()
+    }
+    weights = np.ones(classes + 1, np.float32)
+    weights[-1] = 0.1  # of "no object"
+    return {"decode_head.loss_decode.criterion.empty_weight": weights, **arrays}

@@ -1,0 +1,182 @@
+"""Arrays out of weight files: safetensors, torch's zip, flax's msgpack; told apart by content.
+
+Names are joined by "." as torch has them, by "/" for msgpack. Arrays keep the stored dtype.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from flax import serialization
+from safetensors import SafetensorError, safe_open
+
+from otseg_jax.weights import torch_zip
+
+DEEPEST, MOST = 64, 1_000_000  # levels and entries of nested dicts
+
+
+class Stored(NamedTuple):
+    """What a weight file holds.
+
+    Attributes:
+        arrays: name → array, as stored.
+        meta: what a training program saved beside the weights (`"meta"`), or {}.
+        paths: the files that were read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    paths: tuple[Path, ...]
+
+
+def read(path: str | Path) -> Stored:
+    """Read a weight file, or all files of a sharded one if given its `….index.json`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its arrays. Of a training checkpoint only `"state_dict"` is taken, of a distributed one
+        without the "module." before each name.
+
+    Raises:
+        FileNotFoundError: no such file, or a shard that is missing.
+        ValueError: damaged, of a kind that is not read, or refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    kind = _recognise(path)
+    if kind == "safetensors":
+        return Stored(_read_safetensors(path), {}, (path,))
+    if kind == "msgpack":
+        return Stored(_read_msgpack(path), {}, (path,))
+    tree = torch_zip.read(path)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
+    state, meta = tree.get("state_dict"), tree.get("meta")
+    arrays = _flatten(state if isinstance(state, dict) else tree, ".", path)
+    if arrays and all(name.startswith("module.") for name in arrays):
+        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    if not arrays:
+        raise ValueError(f"{path} holds no weights by name, only {', '.join(map(str, tree))}")
+    return Stored(arrays, meta if isinstance(meta, dict) else {}, (path,))
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 24):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ValueError: an array holds NaN or infinity; all such arrays in one message.
+    """
+    bad = [
+        f"{name} ({int(np.sum(~np.isfinite(array)))} of {array.size})"
+        for name, array in arrays.items()
+        # a sum is one pass without a mask, and finite wherever all numbers are of sane size
+        if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{where} holds numbers that are not finite, in {', '.join(bad[:8])}"
+            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}: the training diverged, or the "
+            "file was damaged; use an earlier checkpoint or fetch it again"
+        )
+
+
+def _recognise(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    if start.startswith(b"PK"):
+        return "torch"
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
+        return "msgpack"
+    # content that says nothing: the name decides which reader finds the words for it
+    return {".safetensors": "safetensors", ".msgpack": "msgpack"}.get(path.suffix, "torch")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except (
+        *(ValueError, TypeError, KeyError, AttributeError, RecursionError),
+        msgpack.exceptions.UnpackException,
+    ) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
+    return _flatten(tree, "/", path)
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = str(error) or type(error).__name__
+    return ValueError(
+        f"{path} ({path.stat().st_size} bytes) is damaged or cut short, fetch it again: {reason}"
+    )
+
+
+def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, np.ndarray]:
+    """Arrays of nested dicts by joined name; a file made to harm may nest without end."""
+    arrays: dict[str, np.ndarray] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), dict(tree))]
+    visited = 0
+    while waiting:
+        key, value = waiting.pop()
+        visited += 1
+        if len(key) > DEEPEST or visited > MOST:
+            raise ValueError(f"{path} nests deeper than {DEEPEST} levels or has over {MOST} names")
+        if isinstance(value, dict):
+            waiting += [((*key, str(name)), inner) for name, inner in value.items()]
+        elif isinstance(value, np.ndarray):
+            arrays[separator.join(key)] = value
+    return dict(sorted(arrays.items()))
+
+
+def _read_shards(path: Path) -> Stored:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(table.values()))
+        plain = all(isinstance(n, str) and Path(n).name == n for n in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the index of a sharded checkpoint: {error!r}") from error
+    if not plain:
+        raise ValueError(f"{path} names shards outside of its own folder: refused")
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path} names shards that are not there: {', '.join(missing)}")
+    arrays: dict[str, np.ndarray] = {}
+    for name in names:
+        arrays |= read(path.parent / name).arrays
+    absent, surplus = sorted(set(table) - set(arrays)), sorted(set(arrays) - set(table))
+    if absent or surplus:
+        raise ValueError(
+            f"{path} does not fit its shards: they lack {absent[:5]}, it does not list "
+            f"{surplus[:5]}; fetch them again"
+        )
+    return Stored(arrays, {}, (path, *(path.parent / name for name in names)))

@@ -1,0 +1,102 @@
+"""Write a checkpoint that `torch.load` reads, without torch: the reverse of `torch_zip`.
+
+The archive is the zip format of torch 1.6 and later: a pickle of protocol 2 and one uncompressed
+entry per tensor. It loads with `weights_only=True`.
+"""
+
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from otseg_jax.weights.torch_zip import STORAGES
+
+_NAMES = {dtype: name for name, dtype in STORAGES.items()}
+_ROOT = "archive/"
+
+
+def write(path: str | Path, value: Any) -> None:
+    """Write nested dicts, lists, tuples, numbers, strings and numpy arrays; arrays become tensors.
+
+    Args:
+        path: file to write; the caller puts it in its place when all is well.
+        value: what `torch.load` is to return.
+
+    Raises:
+        ValueError: a value of another type, or an array of a dtype that torch has no storage for.
+    """
+    pickle = _Pickle()
+    pickle.add(value)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        # the date is the earliest that zip has, so that equal content gives equal files
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}data.pkl"), bytes(pickle.finish()))
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}byteorder"), b"little")
+        for i, array in enumerate(pickle.arrays):
+            with archive.open(zipfile.ZipInfo(f"{_ROOT}data/{i}"), "w", force_zip64=True) as file:
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}version"), b"3\n")
+
+
+class _Pickle:
+    """Emits opcodes: Python's own pickler would have to import torch to name its functions."""
+
+    def __init__(self) -> None:
+        self.code = bytearray(b"\x80\x02")
+        self.arrays: list[np.ndarray] = []
+
+    def finish(self) -> bytearray:
+        return self.code + b"."
+
+    def add(self, value: Any) -> None:
+        match value:
+            case None:
+                self.code += b"N"
+            case bool():
+                self.code += b"\x88" if value else b"\x89"
+            case int():
+                data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+                self.code += b"\x8a" + struct.pack("<B", len(data)) + data
+            case float():
+                self.code += b"G" + struct.pack(">d", value)
+            case str():
+                data = value.encode()
+                self.code += b"X" + struct.pack("<I", len(data)) + data
+            case np.ndarray():
+                self._tensor(value)
+            case dict():
+                self.code += b"}("
+                for key, item in value.items():
+                    self.add(key)
+                    self.add(item)
+                self.code += b"u"
+            case list():
+                self.code += b"]("
+                self._items(value)
+                self.code += b"e"
+            case tuple():
+                self.code += b"("
+                self._items(value)
+                self.code += b"t"
+            case _:
+                raise ValueError(f"a {type(value).__name__} has no place in a torch checkpoint")
+
+    def _items(self, items: list | tuple) -> None:
+        for item in items:
+            self.add(item)
+
+    def _tensor(self, array: np.ndarray) -> None:
+        if array.dtype not in _NAMES:
+            raise ValueError(f"torch has no storage for {array.dtype}")
+        strides = tuple(int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim))
+        self.code += b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        self.add("storage")
+        self.code += b"c" + _NAMES[array.dtype].replace(".", "\n").encode() + b"\n"
+        for part in (str(len(self.arrays)), "cpu", int(array.size)):
+            self.add(part)
+        self.code += b"tQ"
+        for number in (0, tuple(array.shape), strides, False):
+            self.add(number)
+        self.code += b"ccollections\nOrderedDict\n)RtR"
+        self.arrays.append(array)
