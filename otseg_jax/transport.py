@@ -48,7 +48,7 @@ def by_chunks(function, *arrays):
     *batch, n, m = arrays[0].shape
     size = math.prod(batch)
     chunk = max(1, min(MOST_PROBLEMS, CHUNK // (n * m)))
-    total = max(size, chunk + 1)  # never exactly one chunk, see below
+    total = jax.core.max_dim(size, chunk + 1)  # never exactly one chunk, see below
 
     def chunked(*arrays):
         flat = [x.reshape(size, *x.shape[len(batch) :]) for x in arrays]
