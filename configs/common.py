@@ -65,7 +65,8 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "prompt_blocks": 0,  # blocks with prompts of their own; 0: all
                 "dropout": 0.1,  # rate in [0, 1)
                 "epsilon": 0.05,  # weight of the entropy in Sinkhorn
-                "iterations": 100,  # Sinkhorn updates
+                "sinkhorn": "implicit",  # implicit (converged) | unrolled (the reference's updates)
+                "iterations": 100,  # Sinkhorn updates, unrolled only
                 # recompute blocks in the backward pass to save memory (any value, same result);
                 # XLA's CPU backend undoes it: there train.accumulate is what helps
                 "remat": False,

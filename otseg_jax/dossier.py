@@ -23,6 +23,7 @@ from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import clip, files, table
 
 TEXTS = 2  # token rows, and classes of a decoder, that the layers are compared on
+CONVERGED = 500  # Sinkhorn updates after which nothing moves, at the usual ε
 
 
 def make(
@@ -193,7 +194,7 @@ def _by_torch(
             written.embeddings[:TEXTS],
             heads=options["decoder_heads"] if options["decoder"] == "cross_attention" else 0,
             epsilon=options["epsilon"],
-            iterations=options["iterations"],
+            iterations=options["iterations"] if options["sinkhorn"] == "unrolled" else CONVERGED,
         )
     return found
 

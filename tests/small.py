@@ -20,6 +20,8 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
         "text.cache": "",
         "model.prompt_tokens": 3,
         "model.decoder_layers": 2,
+        # implicit compiles for longer; what they differ in, test_otseg and test_transport look at
+        "model.sinkhorn": "unrolled",
         "model.iterations": 20,
         "train.steps": 4,
         "train.batch_size": 4,

@@ -185,7 +185,7 @@ def test_the_model_directory_is_all_there_is(otseg):
     assert config["source"]["sha256"] == hashlib.sha256(SOURCE.read_bytes()).hexdigest()
     assert (config["window"], config["stride"], config["seen_offset"]) == (32, 24, 0.1)
     assert config["model"]["prompt_tokens"] == 5
-    assert config["model"]["epsilon"] == 0.05
+    assert (config["model"]["epsilon"], config["model"]["sinkhorn"]) == (0.05, "implicit")
     assert config["vision"]["image_size"] == 32
     names = set(load_file(otseg / "model.safetensors"))
     assert "unused/decode_head.loss_decode.criterion.empty_weight" in names

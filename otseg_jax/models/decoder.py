@@ -86,14 +86,14 @@ class SinkhornAttention(Attention):
         width: channels c.
         dropout: rate on the plan, in [0, 1).
         epsilon: weight of the entropy in Sinkhorn.
-        iterations: number of Sinkhorn updates.
+        iterations: number of Sinkhorn updates; None solves to convergence.
         dtype: compute dtype of the projections.
         rngs: source of the initial weights.
 
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn Attention.
     """
 
-    def __init__(self, width: int, *, epsilon: float, iterations: int, **options):
+    def __init__(self, width: int, *, epsilon: float, iterations: int | None, **options):
         super().__init__(width, **options)
         self.epsilon, self.iterations = epsilon, iterations
 
@@ -207,7 +207,7 @@ class Decoder(nnx.Module):
         heads: heads of cross-attention; MPSA has one.
         dropout: rate in [0, 1).
         epsilon: weight of the entropy in Sinkhorn.
-        iterations: number of Sinkhorn updates.
+        iterations: number of Sinkhorn updates; None solves to convergence.
         dtype: compute dtype of the projections.
         rngs: source of the initial weights.
 
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
         heads: int = 8,
         dropout: float = 0.1,
         epsilon: float = 0.05,
-        iterations: int = 100,
+        iterations: int | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):

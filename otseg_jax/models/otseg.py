@@ -24,6 +24,8 @@ from otseg_jax.models.decoder import (
 )
 from otseg_jax.sinkhorn import mps
 
+SINKHORNS = ("implicit", "unrolled")
+
 
 class Logits(NamedTuple):
     """The two logit maps on the patch grid; `mps` is None where the decoder has no MPS path."""
@@ -94,7 +96,9 @@ class OTSeg(nnx.Module):
         prompt_blocks: blocks with prompts of their own; 0 means all.
         dropout: rate for prompts and decoder, in [0, 1).
         epsilon: weight of the entropy in Sinkhorn.
-        iterations: number of Sinkhorn updates.
+        sinkhorn: "implicit" solves every transport problem to convergence and differentiates the
+            result implicitly; "unrolled" runs `iterations` updates, the reference's way.
+        iterations: number of Sinkhorn updates of "unrolled".
         dtype: compute dtype of the Linear layers.
         remat: recompute each block in the backward pass instead of storing its activations.
         rngs: source of the initial weights.
@@ -116,6 +120,7 @@ class OTSeg(nnx.Module):
         prompt_blocks: int = 0,
         dropout: float = 0.1,
         epsilon: float = 0.05,
+        sinkhorn: str = "implicit",
         iterations: int = 100,
         dtype: DTypeLike = jnp.float32,
         remat: bool = False,
@@ -128,6 +133,9 @@ class OTSeg(nnx.Module):
             )
         if prompt_tokens < 1:
             raise ValueError(f"model.prompt_tokens={prompt_tokens}: at least one token is needed")
+        if sinkhorn not in SINKHORNS:
+            raise ValueError(f"model.sinkhorn={sinkhorn!r}: choose one of {', '.join(SINKHORNS)}")
+        updates = iterations if sinkhorn == "unrolled" else None
         self.vision = VisionTower(vision, dtype=dtype, remat=remat, rngs=rngs)
         self.prompts = VisualPrompts(
             tokens=prompt_tokens,
@@ -145,12 +153,12 @@ class OTSeg(nnx.Module):
             heads=decoder_heads,
             dropout=dropout,
             epsilon=epsilon,
-            iterations=iterations,
+            iterations=updates,
             dtype=dtype,
             rngs=rngs,
         )
         self.patch_size = vision.patch_size
-        self.epsilon, self.iterations = epsilon, iterations
+        self.epsilon, self.iterations = epsilon, updates
 
     def embed(
         self, image: Float[Array, "b H W 3"], *, key: Key[Array, ""] | None = None

@@ -1,0 +1,299 @@
+"""Times `sinkhorn` against ott-jax, POT and a plain log-domain scan, at equal marginal error.
+
+    python experiments/benchmark_mps.py            # → experiments/benchmark_mps.{json,png}
+    python experiments/benchmark_mps.py --quick    # one small case, to see that it runs
+    python experiments/benchmark_mps.py --plot     # the picture alone, from the JSON
+
+Every method solves the same problems until its marginals are right to 1e-6 (L1, each problem), the
+scan by as many updates as the slowest of 20 problems needs in float64. Methods take turns within a
+round, so that whatever else the machine does hits all of them; compared are medians over rounds.
+Runs on CPU, GPU and TPU (POT through PyTorch, left out on a TPU); needs the `bench` extra.
+"""
+
+import argparse
+import ctypes
+import functools
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's threads leave the others alone
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from otseg_jax import sinkhorn
+from otseg_jax.sinkhorn import solve
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-6
+ACCEPTED = 2e-6  # the tolerance, and what rounding adds to rows and columns
+PIXELS = 1024
+CASES = [(b, n, e) for e in (0.05, 0.01) for n in (6, 8, 16) for b in (20, 171, 684)]
+HEADLINE = (684, 8, 0.05)
+LABELS = {
+    "ours": "otseg_jax, converged",
+    "scan": "our log-domain scan",
+    "ott_log": "ott-jax, log mode",
+    "ott_kernel": "ott-jax, kernel mode",
+    "pot": "POT ot.batch, log",
+}
+
+
+def draw(batch: int, prompts: int) -> jax.Array:
+    """Cosines f32[batch, 1024, prompts] of random directions in 16 dimensions."""
+    keys = jax.random.split(jax.random.key(0))
+    f, g = (
+        x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        for x in (
+            jax.random.normal(keys[0], (batch, PIXELS, 16)),
+            jax.random.normal(keys[1], (batch, prompts, 16)),
+        )
+    )
+    return jnp.einsum("bmc,bnc->bmn", f, g, precision=jax.lax.Precision.HIGHEST)
+
+
+def updates_needed(similarity, epsilon: float) -> int:
+    """Sinkhorn updates until all of the first 20 problems have row sums right to 1e-6."""
+    kernel = (np.asarray(similarity[:20], np.float64) - 1.0) / epsilon
+    _, m, n = kernel.shape
+    v = np.zeros((len(kernel), 1, n))
+    for count in range(10000):
+        rows = scipy.special.logsumexp(kernel + v, axis=2, keepdims=True) + np.log(m)
+        if count and np.abs(np.exp(rows + old_u) - 1).mean(1).max() <= TOLERANCE:
+            return count
+        old_u = -rows
+        v = -np.log(n) - scipy.special.logsumexp(kernel + old_u, axis=1, keepdims=True)
+    raise RuntimeError("Sinkhorn does not converge")
+
+
+def ott_plan(similarity, epsilon: float, lse_mode: bool):
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+
+    solver = ott_sinkhorn.Sinkhorn(threshold=TOLERANCE, max_iterations=5000, lse_mode=lse_mode)
+
+    def one(similarity):
+        cost = geometry.Geometry(cost_matrix=1.0 - similarity, epsilon=epsilon)
+        return solver(linear_problem.LinearProblem(cost)).matrix
+
+    return jax.vmap(one)(similarity)
+
+
+def make_pot(similarity, epsilon: float):
+    import torch
+    from ot.batch import solve_batch
+
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    cost = 1.0 - torch.from_numpy(np.array(similarity)).to(device)
+    options = {"reg": epsilon, "max_iter": 5000, "method": "log_sinkhorn", "grad": "detach"}
+
+    def run(tolerance: float):
+        plan = solve_batch(cost, tol=tolerance, **options).plan
+        return plan.cpu() if device == "cuda" else plan
+
+    # Its tolerance is on another quantity: the loosest power of ten that does the task.
+    for tolerance in (1e-6, 1e-7, 1e-8):
+        if marginal_error(run(tolerance)) < ACCEPTED:
+            break
+    return functools.partial(run, tolerance)
+
+
+def marginal_error(plan) -> float:
+    """Largest L1 error of rows and columns together, over problems."""
+    plan = np.asarray(plan, np.float64)
+    rows = np.abs(plan.sum(-1) - 1 / plan.shape[-2]).sum(-1)
+    return float((rows + np.abs(plan.sum(-2) - 1 / plan.shape[-1]).sum(-1)).max())
+
+
+def compile_all(functions: dict, similarity):
+    """Calls of the compiled functions, and what each allocates beside its input, in inputs."""
+    runs, report = {}, {}
+    for name, function in functions.items():
+        program = jax.jit(function).lower(similarity).compile()
+        memory = program.memory_analysis()
+        allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        runs[name] = functools.partial(call, program, similarity)
+        report[name] = {"memory_in_inputs": round(allocated / similarity.nbytes, 2)}
+    return runs, report
+
+
+def call(program, similarity):
+    return jax.block_until_ready(program(similarity))
+
+
+def resident_growth(run, size: int) -> float | None:
+    """How far the process grew while `run` ran, in units of `size` bytes (Linux only)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = int(status.read_text().split("VmRSS:")[1].split()[0])
+    run()
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0])
+    return max(0, peak - before) * 1024 / size
+
+
+def time_in_turn(runs: dict, budget: float) -> dict[str, list[float]]:
+    """Seconds of each run, a round at a time, 3 to 9 rounds within about `budget` seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
+    for round_ in range(9):
+        names = list(runs)
+        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+            time.sleep(0.02)
+            begin = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - begin)
+        if round_ >= 2 and time.perf_counter() - start > budget:
+            break
+    return seconds
+
+
+def describe(seconds: list[float]) -> dict:
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {
+        "median_ms": round(1e3 * middle, 2),
+        "quartiles_ms": [round(1e3 * low, 2), round(1e3 * high, 2)],
+        "rounds": len(seconds),
+    }
+
+
+def forward(similarity, epsilon: float, budget: float) -> dict:
+    """Time, memory and error of every method's plan."""
+    count = updates_needed(similarity, epsilon)
+    functions = {
+        "ours": lambda s: sinkhorn(s, epsilon=epsilon),
+        "scan": lambda s: sinkhorn(s, epsilon=epsilon, iterations=count),
+        "ott_log": lambda s: ott_plan(s, epsilon, lse_mode=True),
+        "ott_kernel": lambda s: ott_plan(s, epsilon, lse_mode=False),
+    }
+    runs, report = compile_all(functions, similarity)
+    if jax.default_backend() != "tpu":
+        runs["pot"] = make_pot(similarity, epsilon)
+        growth = resident_growth(runs["pot"], similarity.nbytes)
+        report["pot"] = {"memory_in_inputs": growth and round(growth, 2)}
+    for name, run in list(runs.items()):
+        error = marginal_error(run())
+        report[name]["marginal_error"] = error
+        if not error < ACCEPTED:  # not the same task: no time for it
+            report[name]["failed"] = "did not reach the marginals"
+            del runs[name]
+    for name, seconds in time_in_turn(runs, budget).items():
+        report[name] |= describe(seconds)
+    report["scan"]["updates"] = count
+    report["ours"]["steps"] = int(solve(similarity, epsilon=epsilon).steps.max())
+    return report
+
+
+def backward(similarity, epsilon: float, budget: float) -> dict:
+    """Time and memory of plan and gradient: ours, the reference's unrolled 100, ott-jax's."""
+    weights = jnp.cos(jnp.arange(similarity.size, dtype=jnp.float32)).reshape(similarity.shape)
+
+    def gradient_of(plan_of):
+        return jax.grad(lambda s: jnp.sum(weights * plan_of(s)))
+
+    functions = {
+        "ours": gradient_of(lambda s: sinkhorn(s, epsilon=epsilon)),
+        "unrolled_100": gradient_of(lambda s: sinkhorn(s, epsilon=epsilon, iterations=100)),
+        "ott_log": gradient_of(lambda s: ott_plan(s, epsilon, lse_mode=True)),
+    }
+    runs, report = compile_all(functions, similarity)
+    with jax.enable_x64(True):
+        few, some = similarity[:4].astype(jnp.float64), weights[:4].astype(jnp.float64)
+        exact = jax.grad(lambda s: jnp.sum(some * sinkhorn(s, epsilon=epsilon, tolerance=1e-12)))(
+            few
+        )
+        exact = np.asarray(exact)
+    for name, run in list(runs.items()):
+        try:
+            error = np.abs(np.asarray(run()[:4], np.float64) - exact).max()
+            report[name]["relative_error_of_gradient"] = float(error / np.abs(exact).max())
+        except Exception as failure:
+            text = str(failure)
+            report[name]["failed"] = next(
+                (x.strip() for x in text.splitlines() if "linear solver" in x), text[:200]
+            )
+            del runs[name]
+    for name, seconds in time_in_turn(runs, budget).items():
+        report[name] |= describe(seconds)
+    return report
+
+
+def machine() -> dict:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "jax": jax.__version__,
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def plot(results: dict, path: Path) -> None:
+    """Median times of the forward pass, one panel per ε, and the headline's gradient."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    epsilons = sorted({case["epsilon"] for case in results["cases"]}, reverse=True)
+    figure, axes = plt.subplots(1, len(epsilons), figsize=(5.5 * len(epsilons), 4.6), sharey=True)
+    for axis, epsilon in zip(np.atleast_1d(axes), epsilons, strict=True):
+        cases = [case for case in results["cases"] if case["epsilon"] == epsilon]
+        names = [f"{case['problems']}×1024×{case['prompts']}" for case in cases]
+        for name, label in LABELS.items():
+            found = [(i, c["forward"][name]) for i, c in enumerate(cases) if name in c["forward"]]
+            found = [(i, r) for i, r in found if "median_ms" in r]
+            if not found:
+                continue
+            x, y = [i for i, _ in found], [r["median_ms"] for _, r in found]
+            low, high = zip(*(r["quartiles_ms"] for _, r in found), strict=True)
+            spread = [np.subtract(y, low), np.subtract(high, y)]
+            style = {"lw": 2.5, "zorder": 3} if name == "ours" else {"lw": 1.2}
+            axis.errorbar(x, y, yerr=spread, marker="o", ms=4, capsize=3, label=label, **style)
+        axis.set(yscale="log", title=f"ε = {epsilon}", xticks=range(len(names)))
+        axis.set_xticklabels(names, rotation=60, ha="right", fontsize=8)
+        axis.grid(axis="y", which="both", alpha=0.25)
+    np.atleast_1d(axes)[0].set_ylabel("milliseconds a batch, median and quartiles")
+    np.atleast_1d(axes)[0].legend(fontsize=8)
+    device = f"{results['machine']['device']}, {results['machine']['platform']}"
+    figure.suptitle(f"Transport plans with marginals right to 1e-6 ({device})", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small case, nothing written")
+    parser.add_argument("--plot", action="store_true", help="draw the picture from the JSON")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds per comparison")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    path = HERE / "benchmark_mps.json"
+    if arguments.plot:
+        plot(json.loads(path.read_text()), path.with_suffix(".png"))
+        return
+    results: dict = {"machine": machine(), "tolerance": TOLERANCE, "pixels": PIXELS, "cases": []}
+    for problems, prompts, epsilon in [(20, 6, 0.05)] if arguments.quick else CASES:
+        similarity = draw(problems, prompts)
+        case = {"problems": problems, "prompts": prompts, "epsilon": epsilon}
+        case["forward"] = forward(similarity, epsilon, arguments.budget)
+        case["forward_and_backward"] = backward(similarity, epsilon, arguments.budget)
+        results["cases"].append(case)
+        print(json.dumps(case, indent=1), flush=True)
+        if not arguments.quick:
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    if not arguments.quick:
+        plot(results, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The converged solver: its gradients, its properties, and that nothing in its range breaks it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+from oracles import numbers, relative_error
+from scipy.special import logsumexp, softmax
+
+from otseg_jax import newton
+from otseg_jax.sinkhorn import mps, sinkhorn, solve
+
+# Few shapes, used again and again: each new one is compiled.
+PROBLEMS, PIXELS, PROMPTS = 3, 40, 5
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def random_similarity(seed: int, *shape: int) -> np.ndarray:
+    """Cosines of random directions, in a space of few or many dimensions, sharp or all alike."""
+    rng = np.random.default_rng(seed)
+    shape = shape or (PROBLEMS, PIXELS, PROMPTS)
+    dimensions = rng.integers(2, 30)
+    pixels = rng.normal(size=(*shape[:-1], dimensions)) + rng.normal(size=dimensions)
+    prompts = rng.normal(size=(*shape[:-2], shape[-1], dimensions))
+    pixels /= np.linalg.norm(pixels, axis=-1, keepdims=True)
+    prompts /= np.linalg.norm(prompts, axis=-1, keepdims=True)
+    return np.float32(pixels @ np.swapaxes(prompts, -1, -2))
+
+
+def exact_plan(similarity, epsilon: float) -> np.ndarray:
+    """Float64 Sinkhorn of one problem with uniform marginals, run until nothing moves."""
+    m, n = similarity.shape
+    kernel = (np.float64(similarity) - 1.0) / epsilon
+    v = np.zeros(n)
+    for _ in range(20000):
+        u = -np.log(m) - logsumexp(kernel + v, axis=1)
+        step = -np.log(n) - logsumexp(kernel + u[:, None], axis=0) - v
+        v += step
+        if np.ptp(step) < 1e-13:
+            return softmax(kernel + v, axis=1) / m
+    raise AssertionError("the oracle did not converge")
+
+
+def marginal_errors(plan) -> np.ndarray:
+    plan = np.asarray(plan, np.float64)
+    m, n = plan.shape[-2:]
+    rows = np.abs(plan.sum(-1) - 1 / m).sum(-1)
+    return rows + np.abs(plan.sum(-2) - 1 / n).sum(-1)
+
+
+@pytest.mark.parametrize(("name", "epsilon"), [("easy", 0.05), ("hard", 0.05), ("hard", 0.01)])
+def test_plan_is_the_limit_of_sinkhorn_in_few_steps(name, epsilon):
+    similarity = numbers("otseg_tiny_io")[f"mps_{name}_similarity"]
+    solution = solve(jnp.asarray(similarity), epsilon=epsilon)
+    expected = np.stack([exact_plan(s, epsilon) for s in similarity])
+    # kernel entries are exp(-x), x up to 40 (ε 0.05) or 200 (ε 0.01), each x rounded to 24 bits
+    assert relative_error(solution.plan, expected) < (5e-6 if epsilon == 0.05 else 2e-5)
+    assert marginal_errors(solution.plan).max() < 1.2e-6
+    assert solution.steps.max() <= (5 if epsilon == 0.05 else 16)
+
+
+def test_gradient_equals_the_unrolled_one_in_float64():
+    with jax.enable_x64(True):
+        similarity = jnp.asarray(random_similarity(1), jnp.float64)
+        weights = jnp.cos(jnp.arange(PROBLEMS * PIXELS, dtype=jnp.float64))
+
+        def loss(similarity, **options):
+            scores = mps(similarity, **options).ravel()
+            return jnp.sum(weights * scores**2)
+
+        unrolled = jax.grad(loss)(similarity, iterations=1500)
+        assert relative_error(jax.grad(loss)(similarity, tolerance=1e-12), unrolled) < 1e-8
+        # at the default tolerance the plan is off by up to 1e-6, and so is its gradient
+        assert relative_error(jax.grad(loss)(similarity), unrolled) < 2e-6
+    with jax.enable_x64(False):
+        single = jnp.asarray(random_similarity(1))
+        weights = weights.astype(jnp.float32)
+        assert relative_error(jax.grad(loss)(single), unrolled) < 2e-5  # float32, over ε
+
+
+def test_gradients_of_both_orders_equal_central_differences():
+    with jax.enable_x64(True):
+        similarity = jnp.asarray(random_similarity(2, 2, 7, 3), jnp.float64)
+        a, b = jnp.linspace(0.5, 1.0, 7), jnp.array([0.5, 1.0, 2.0])
+
+        def loss(similarity, a, b):
+            weights = {"pixel_weights": jnp.asarray(a), "prompt_weights": jnp.asarray(b)}
+            similarity = jnp.asarray(similarity)  # check_grads passes numpy arrays
+            plan = sinkhorn(similarity, epsilon=0.2, tolerance=1e-13, **weights)
+            return jnp.sum(jnp.sin(100.0 * plan))
+
+        check_grads(loss, (similarity, a, b), order=2, modes=["rev"], atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_of_a_zero_weight_is_zero():
+    similarity = jnp.asarray(random_similarity(3))
+    a = jnp.arange(float(PIXELS)) % 3
+    b = jnp.arange(float(PROMPTS)) % 2
+
+    def loss(a, b):
+        return jnp.sum(mps(similarity, pixel_weights=a, prompt_weights=b) ** 2)
+
+    for weights, gradient in zip((a, b), jax.grad(loss, argnums=(0, 1))(a, b), strict=True):
+        assert np.all(np.isfinite(gradient))
+        assert np.all((np.asarray(gradient) == 0) == (np.asarray(weights) == 0))
+
+
+def test_forward_mode_is_refused():
+    similarity = jnp.asarray(random_similarity(4))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(sinkhorn, (similarity,), (similarity,))
+
+
+def test_a_problem_has_the_same_bits_in_any_batch():
+    if jax.default_backend() != "cpu":
+        pytest.skip("elsewhere all problems are solved at once, and sums may change their order")
+    # more than fit one chunk, so that the loop over chunks and its overlap are in it
+    similarity = np.stack([random_similarity(seed, PIXELS, PROMPTS) for seed in range(70)])
+    together = sinkhorn(jnp.asarray(similarity))
+    np.testing.assert_array_equal(together[::-1], sinkhorn(jnp.asarray(similarity[::-1])))
+    np.testing.assert_array_equal(together[64:67], sinkhorn(jnp.asarray(similarity[64:67])))
+    np.testing.assert_array_equal(together[69], sinkhorn(jnp.asarray(similarity[69])))
+
+
+@few
+@given(seeds)
+def test_properties_of_a_plan(seed):
+    rng = np.random.default_rng(seed)
+    similarity = random_similarity(seed)
+    plan = np.asarray(sinkhorn(jnp.asarray(similarity)))
+    assert plan.min() >= 0.0
+    np.testing.assert_allclose(plan.sum((-1, -2), dtype=np.float64), 1.0, atol=2e-7)
+    assert marginal_errors(plan).max() < 1.2e-6
+    rows, columns = rng.permutation(PIXELS), rng.permutation(PROMPTS)
+    permuted = sinkhorn(jnp.asarray(similarity[:, rows][:, :, columns]))
+    # two plans within the tolerance of the marginals, which potentials feel a few times over
+    assert relative_error(permuted, plan[:, rows][:, :, columns]) < 1e-5
+    constant = rng.uniform(-0.1, 0.1, (PROBLEMS, PIXELS, 1)).astype(np.float32)
+    scaled = np.clip(similarity / 2 + constant, -1, 1)  # a constant per pixel moves no mass
+    assert (
+        relative_error(sinkhorn(jnp.asarray(scaled)), sinkhorn(jnp.asarray(similarity / 2))) < 2e-5
+    )
+
+
+@few
+@given(seeds)
+def test_jit_vmap_and_loops_agree(seed):
+    similarity = jnp.asarray(random_similarity(seed))
+    expected = sinkhorn(similarity)
+    np.testing.assert_array_equal(JITTED(similarity), expected)
+    np.testing.assert_array_equal(jnp.stack([sinkhorn(s) for s in similarity]), expected)
+    # vmap compiles another program: same plan, other rounding
+    assert relative_error(VMAPPED(similarity), expected) < 1e-5
+
+
+JITTED = jax.jit(sinkhorn)
+VMAPPED = jax.jit(jax.vmap(sinkhorn))
+
+
+def extremes(m: int, n: int) -> np.ndarray:
+    """Similarities at the edge of what is possible, [problems, m, n]."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (2, m, n))
+    first = np.arange(m)[:, None] < max(1, round(0.98 * m))
+    blocks = np.where(first == (np.arange(n) % 2 == 0), 1.0, -1.0)  # 2 % of pixels, half the mass
+    clusters = np.eye(3)[rng.integers(0, 3, m)] @ np.eye(3)[rng.integers(0, 3, n)].T
+    one_prompt = np.where(np.arange(n) == 0, 1.0, -1.0) + np.zeros((m, 1))
+    constant = [np.full((m, n), value) for value in (-1.0, 0.0, 1.0)]
+    rows = np.repeat(rng.uniform(-1, 1, (m, 1)), n, axis=1)
+    near = 1.0 - 1e-7 * rng.integers(0, 10, (m, n))
+    uniform = rng.uniform(-1, 1, (2, m, n))
+    return np.float32([*signs, blocks, clusters, one_prompt, *constant, rows, near, *uniform])
+
+
+SHAPES = [(1, 1), (9, 1), (1, 4), (3, 8), (8, 8), (64, 2), (64, 16), (1024, 6)]
+EPSILONS = [0.5, 0.05, 0.03, 0.005, 0.01, 0.05, 0.005, 0.02]
+
+
+@pytest.mark.parametrize(("shape", "epsilon"), list(zip(SHAPES, EPSILONS, strict=True)), ids=str)
+def test_nothing_in_range_breaks_it(shape, epsilon):
+    similarity = jnp.asarray(extremes(*shape))
+
+    def total(similarity):
+        plan = sinkhorn(similarity, epsilon=epsilon)
+        return jnp.sum(plan * similarity), plan
+
+    (_, plan), gradient = jax.value_and_grad(total, has_aux=True)(similarity)
+    assert np.all(np.isfinite(plan))
+    assert np.all(np.isfinite(gradient))
+    assert marginal_errors(plan).max() < 1.3e-6
+
+
+def test_laplacian_keeps_its_precision_next_to_singular():
+    # Two pairs of nodes, tied by an edge of 1e-12: 1 − 1e-12 is 1 in float32.
+    edges = np.zeros((4, 4), np.float32)
+    for i, j, weight in ((0, 1, 0.25), (2, 3, 0.5), (1, 2, 1e-12)):
+        edges[i, j] = edges[j, i] = weight
+    residual = np.float32([1e-6, 0.0, 0.0, -1e-6])
+    x = newton.solve_laplacian(jnp.asarray(edges), jnp.zeros(4), jnp.asarray(residual))
+    # currents of 1e-6 through three resistors in a row
+    expected = np.cumsum([0.0, 1e-6 / 0.5, 1e-6 / 1e-12, 1e-6 / 0.25])[::-1]
+    np.testing.assert_allclose(x, expected, rtol=5e-7)
+
+
+@few
+@given(seeds)
+def test_laplacian_solves_its_equation(seed):
+    rng = np.random.default_rng(seed)
+    edges = np.exp(rng.normal(size=(5, 6, 6)))
+    edges = np.float32(edges + np.swapaxes(edges, 1, 2))
+    ground = np.float32(rng.uniform(size=(5, 1)) * rng.integers(0, 2, (5, 1)) * np.ones(6))
+    residual = rng.normal(size=(5, 6))
+    residual = np.float32(residual - residual.mean(-1, keepdims=True))
+    x = LAPLACIAN(jnp.asarray(edges), jnp.asarray(ground), jnp.asarray(residual))
+    matrix = np.float64(-edges)
+    diagonal = np.arange(6)
+    matrix[:, diagonal, diagonal] += edges.sum(-1) + ground
+    product = np.einsum("bij,bj->bi", matrix, np.asarray(x, np.float64))
+    np.testing.assert_allclose(product, residual, atol=2e-5)
+
+
+LAPLACIAN = jax.jit(newton.solve_laplacian)
+
+
+@pytest.mark.filterwarnings("ignore:.*(JAXopt|NormalCG).*:DeprecationWarning")
+def test_gradient_is_right_where_the_one_of_ott_fails():
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+
+    similarity = jnp.asarray(numbers("otseg_tiny_io")["mps_hard_similarity"][0])
+    weights = jnp.cos(jnp.arange(float(similarity.size))).reshape(similarity.shape)
+
+    def loss_of_ott(similarity):
+        cost = geometry.Geometry(cost_matrix=1.0 - similarity, epsilon=0.01)
+        solver = ott_sinkhorn.Sinkhorn(threshold=1e-6, max_iterations=5000)
+        return jnp.sum(weights * solver(linear_problem.LinearProblem(cost)).matrix)
+
+    def loss(similarity, **options):
+        return jnp.sum(weights * sinkhorn(similarity, epsilon=0.01, **options))
+
+    with jax.numpy_rank_promotion("allow"), pytest.raises(Exception, match="operator is singular"):
+        jax.grad(loss_of_ott)(similarity)
+    with jax.enable_x64(True):
+        exact = jax.grad(loss)(similarity.astype(jnp.float64), tolerance=1e-12)
+    assert relative_error(jax.grad(loss)(similarity), exact) < 2e-5
