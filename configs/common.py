@@ -72,7 +72,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "remat": False,
             },
             "data": {
-                "dataset": "",  # voc12 | pascal_context | coco_stuff | ade20k | folder | shapes
+                # voc12 | pascal_context | coco_stuff | ade20k | folder, and built in: shapes |
+                # shapes_synonyms | shapes_colours (the same pictures, its classes in other words)
+                "dataset": "",
                 "root": "",  # folder of the data set (any value, same result)
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO-Stuff: convert raw ids while reading
@@ -82,6 +84,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "scale": (2048, 512),  # pixels, (long, short) side before the random ratio
                 "ratio": (0.5, 2.0),  # random factor of the scale
                 "max_class_fraction": 0.75,  # of a crop's labelled pixels
+                "hue": 18,  # largest turn of a photo's hues, steps of 2°; 0: none
                 "mean": IMAGENET[0],  # 0..255
                 "std": IMAGENET[1],  # 0..255
                 "threads": 2,  # readers (any value, same result)

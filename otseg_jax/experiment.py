@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 Source = folders.Folder | shapes.Shapes
 
-DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", "shapes")
+DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def open_split(config: ml_collections.ConfigDict, split: str) -> Source:
     data = config.data
     if data.dataset not in DATASETS:
         raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
-    if data.dataset == "shapes":
-        return shapes.Shapes(split, size=data.images[split], image_size=data.crop, seed=config.seed)
+    if data.dataset in shapes.WORDS:
+        options = {"image_size": data.crop, "seed": config.seed, "words": data.dataset}
+        return shapes.Shapes(split, size=data.images[split], **options)
     if not data.root:
         raise ValueError(
             f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"

@@ -157,6 +157,7 @@ def _batches(
         scale=tuple(data.scale),
         ratio=tuple(data.ratio),
         max_class_fraction=data.max_class_fraction,
+        hue=data.hue,
         mean=tuple(data.mean),
         std=tuple(data.std),
     )

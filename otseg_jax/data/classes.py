@@ -7,7 +7,7 @@ palettes repeat some colours, so a colour does not identify a class.
 """
 
 import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 IGNORE = 255
@@ -251,11 +251,33 @@ The 5 unseen classes are new combinations of attributes that seen classes show o
 pattern, colour and shape of an unseen class occurs in at least two seen ones.
 """
 
+SHAPES_SYNONYMS = replace(
+    SHAPES,
+    names=(
+        *("solid scarlet circle", "solid golden box", "solid emerald wedge"),
+        *("solid azure pentagram", "solid violet plus", "stripy scarlet box"),
+        *("stripy golden wedge", "stripy emerald pentagram", "stripy azure plus"),
+        *("stripy violet circle", "spotted scarlet wedge", "spotted golden pentagram"),
+        *("spotted emerald plus", "spotted azure circle", "spotted violet box"),
+        *("chequered scarlet pentagram", "chequered golden plus", "chequered emerald circle"),
+        *("chequered azure box", "chequered violet wedge"),
+    ),
+)
+"""The classes of `SHAPES` in other words, one for one (cross-vocabulary evaluation)."""
+
+SHAPES_COLOURS = _vocabulary(
+    "red thing, yellow thing, green thing, blue thing, purple thing",
+    palette="e02222 e0c122 22e041 2271e0 b122e0",
+)
+"""The colours of `SHAPES` alone: class k of these is all its classes k, k + 5, k + 10 and k + 15."""
+
 VOCABULARIES: dict[str, Vocabulary] = {
     "voc12": VOC12,
     "pascal_context": PASCAL_CONTEXT,
     "coco_stuff": COCO_STUFF,
     "ade20k": ADE20K,
     "shapes": SHAPES,
+    "shapes_synonyms": SHAPES_SYNONYMS,
+    "shapes_colours": SHAPES_COLOURS,
 }
 """Every vocabulary by the name that `--config.data.dataset` uses."""

@@ -26,6 +26,7 @@ from jaxtyping import UInt8
 from otseg_jax.data.classes import IGNORE, VOCABULARIES, Vocabulary
 
 SPLITS = ("train", "val")
+WORDS = ("shapes", "shapes_synonyms", "shapes_colours")
 SMALLEST_IMAGE = 32
 
 Thing = tuple[str, str, str]
@@ -59,6 +60,8 @@ class Shapes:
       size: number of images.
       image_size: height and width of an image in pixels, at least 32.
       seed: any non-negative integer; another seed is another data set.
+      words: what its classes are called: "shapes", "shapes_synonyms", or "shapes_colours", whose 5
+        classes are the colours alone. The pictures are the same.
 
     Raises:
       ValueError: naming every argument out of range.
@@ -74,6 +77,7 @@ class Shapes:
     size: int
     image_size: int = _REFERENCE_SIZE
     seed: int = 0
+    words: str = "shapes"
 
     def __post_init__(self) -> None:
         problems = [
@@ -83,13 +87,15 @@ class Shapes:
         ]
         if self.split not in SPLITS:
             problems.append(f"split={self.split!r}: wanted one of {', '.join(SPLITS)}")
+        if self.words not in WORDS:
+            problems.append(f"words={self.words!r}: wanted one of {', '.join(WORDS)}")
         if problems:
             raise ValueError("the shapes data set cannot be drawn: " + "; ".join(problems))
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The 20 classes, 5 of them unseen."""
-        return VOCABULARIES["shapes"]
+        """The classes: 20 of them, 5 unseen, unless `words` says otherwise."""
+        return VOCABULARIES[self.words]
 
     def __len__(self) -> int:
         return self.size
@@ -109,12 +115,15 @@ class Shapes:
         if not 0 <= (i := operator.index(index)) < self.size:
             raise IndexError(f"index {i} of a split of {self.size} images")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
-        classes = len(self.vocabulary)
+        names = VOCABULARIES["shapes"].names
         # the first object walks through the classes, so that a small split lacks none
-        ids = [i % classes, *(int(rng.random() * classes) for _ in range(int(rng.random() * 4)))]
-        things = [tuple(self.vocabulary.names[k].split()) for k in ids]
+        count = 1 + int(rng.random() * 4)
+        ids = [i % len(names), *(int(rng.random() * len(names)) for _ in range(count - 1))]
+        things = [tuple(names[k].split()) for k in ids]
         image, which = draw(rng, things, image_size=self.image_size)
-        label = np.append(np.uint8(ids), np.uint8(IGNORE))[np.minimum(which, len(ids))]
+        # ids go through the colours in turn, so that the rest of the division by 5 is the colour
+        merged = np.uint8(ids) % len(self.vocabulary)
+        label = np.append(merged, np.uint8(IGNORE))[np.minimum(which, count)]
         return {"image": image, "label": label, "name": f"{self.split}_{i:06d}"}
 
 

@@ -28,6 +28,7 @@ def for_train(
     scale: Scale,
     ratio: tuple[float, float] = (0.5, 2.0),
     max_class_fraction: float = 0.75,
+    hue: int = 18,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[str, np.ndarray]:
@@ -40,6 +41,7 @@ def for_train(
       scale: (long, short) that a ratio of 1 fits the image into, pixels.
       ratio: bounds of the factor on `scale`, drawn uniformly.
       max_class_fraction: a crop that one class fills to this fraction is drawn again.
+      hue: bound of the turn of all hues, in steps of 2°; 0 leaves them.
       mean: per channel, 0..255.
       std: per channel, 0..255.
 
@@ -53,7 +55,7 @@ def for_train(
     image, label = resize(example["image"], example["label"], scale=drawn)
     image, label = random_crop(image, label, rng, size=crop, max_class_fraction=max_class_fraction)
     image, label = flip(image, label, rng)
-    image = photometric(image, rng)
+    image = photometric(image, rng, hue=hue)
     # Padding follows normalising, so that it is 0 to the network: the mean colour, not black.
     image, label = pad(normalise(image, mean=mean, std=std), label, size=crop)
     return {"image": image, "label": label}
@@ -201,7 +203,7 @@ def photometric(
       brightness: largest shift up or down, 0..255.
       contrast: bounds of the factor on all channels.
       saturation: bounds of the factor on saturation.
-      hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1.
+      hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1; 0 for none.
 
     Returns:
       u8[h, w, 3], RGB.
@@ -219,7 +221,7 @@ def photometric(
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(*saturation), 0.0)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if turned:
+    if turned and hue:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         # (!) A step of 8-bit hue is 2°: the reference's 18 steps turn colours by up to 36°.
         hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-hue, hue)) % 180

@@ -1,4 +1,4 @@
-"""A folder of weights by name: one that is here, or one of the Hugging Face hub."""
+"""A folder of weights by name: one that is here, the packaged one, or one of the Hugging Face hub."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,9 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+BUILT_IN = "shapes-clip"
+"""Name of the small CLIP of the shapes world, which comes with the package."""
+
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json")
 
 
@@ -14,7 +17,7 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
     """The folder that a name stands for, fetched from the hub if it is not here.
 
     Args:
-        source: folder, or hub name "owner/name".
+        source: folder, `BUILT_IN`, or hub name "owner/name".
         patterns: names of the files wanted, with * for any text.
 
     Returns:
@@ -27,6 +30,8 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
     if folder.is_dir():
         return folder
     name = str(source)
+    if name == BUILT_IN:
+        return Path(__file__).parent.parent / "data" / "shapes_clip"
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
     try:
