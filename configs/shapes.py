@@ -12,7 +12,7 @@ from configs import common
 
 def get_config(regime: str = "inductive"):
     """Configuration of one regime: inductive, transductive or supervised."""
-    config = common.defaults(regime, steps=400)
+    config = common.defaults(regime, steps=600)
     config.data.dataset = "shapes"
     config.data.crop = 96
     config.data.scale = (96, 96)

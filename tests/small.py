@@ -13,6 +13,8 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
         "data.scale": (32, 32),
         "data.images.train": 24,
         "data.images.val": 6,
+        "clip.source": "random",
+        "clip.random.patch_size": 8,
         "clip.random.embed_dim": 16,
         "clip.random.vision": {"width": 32, "layers": 2, "heads": 2, "mlp_width": 64},
         "clip.random.text": {"width": 16, "layers": 1, "heads": 2, "mlp_width": 32},

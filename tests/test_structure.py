@@ -13,8 +13,15 @@ PACKAGE = ROOT / "otseg_jax"
 LADDER = [
     ["newton", "transport", "sinkhorn", "losses", "metrics", "windows", "sharding", "manifest"],
     [
-        *("data.classes", "data.decode", "data.folders", "data.shapes", "data.transforms"),
-        *("data.pipeline", "models.transformer", "models.clip", "models.decoder", "models.otseg"),
+        *("data.classes", "data.decode", "data.folders", "data.shapes", "data.captions"),
+        *(
+            "data.transforms",
+            "data.pipeline",
+            "models.transformer",
+            "models.clip",
+            "models.decoder",
+            "models.otseg",
+        ),
     ],
     [
         *("weights.pickles", "weights.torch_zip", "weights.torch_write", "weights.files"),

@@ -12,8 +12,8 @@ same form, with OPEN for an attribute that it does not name.
 
 import itertools
 import multiprocessing
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int8, UInt8
@@ -106,11 +106,11 @@ def draw(
         The pictures, a pure function of (count, most, image_size, seed).
     """
     tasks = ((seed, index, most, image_size) for index in range(count))
-    bar = {"total": count, "unit": "picture", "desc": "draw", "leave": False}
     # spawned: a fork of a process with threads of JAX may hang
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        pictures = list(tqdm(pool.imap(_picture, tasks, chunksize=64), **bar))
-    images, things = zip(*pictures, strict=True)
+        drawn = pool.imap(_picture, tasks, chunksize=64)
+        bar = tqdm(drawn, total=count, unit="picture", desc="draw", leave=False)
+        images, things = zip(*bar, strict=True)
     return Pictures(np.stack(images), np.stack(things))
 
 
@@ -119,7 +119,7 @@ def _picture(task: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, index])
     count = 1 + int(rng.random() * most)
     chosen = [THINGS[int(rng.random() * len(THINGS))] for _ in range(count)]
-    named = [tuple(names[k] for names, k in zip(_VALUES, c, strict=True)) for c in chosen]
+    named = [(_VALUES[0][a], _VALUES[1][b], _VALUES[2][c]) for a, b, c in chosen]
     image, which = shapes.draw(rng, named, image_size=image_size, unit=1.0)
     things = np.full((MOST_THINGS, len(WORDS)), ABSENT, np.int8)
     # one that found no place, or is covered, is not there
@@ -128,7 +128,7 @@ def _picture(task: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return image, things
 
 
-def name(thing: Sequence[int]) -> str:
+def name(thing: Iterable[SupportsIndex]) -> str:
     """The words of a class for a thing: "striped red disc"."""
     return " ".join(names[k] for names, k in zip(_VALUES, thing, strict=True))
 
@@ -146,7 +146,7 @@ def describe(rng: np.random.Generator, things: Int8[np.ndarray, "4 3"]) -> Capti
     Example:
         >>> disc = np.array([[1, 0, 0]] + [[ABSENT] * 3] * 3, np.int8)
         >>> describe(np.random.default_rng(3), disc).text
-        'a picture of a striped red disc.'
+        'a portrait of a striped circle.'
     """
     present = things[things[:, 0] != ABSENT]
     count = len(present)
@@ -172,7 +172,7 @@ def state(things: Int8[np.ndarray, "4 3"]) -> Caption:
     return Caption(TEMPLATES[0].format(_list(parts)), things)
 
 
-def _phrase(rng: np.random.Generator, thing: Sequence[int]) -> tuple[str, list[int]]:
+def _phrase(rng: np.random.Generator, thing: Iterable[SupportsIndex]) -> tuple[str, list[int]]:
     """Words for a thing, and the attributes that they name."""
     words, named = [], []
     for values, names, k in zip(WORDS, _VALUES, thing, strict=True):

@@ -269,7 +269,7 @@ SHAPES_COLOURS = _vocabulary(
     "red thing, yellow thing, green thing, blue thing, purple thing",
     palette="e02222 e0c122 22e041 2271e0 b122e0",
 )
-"""The colours of `SHAPES` alone: class k of these is all its classes k, k + 5, k + 10 and k + 15."""
+"""The colours of `SHAPES` alone: class k of these is its classes k, k + 5, k + 10 and k + 15."""
 
 VOCABULARIES: dict[str, Vocabulary] = {
     "voc12": VOC12,

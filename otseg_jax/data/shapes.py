@@ -119,10 +119,10 @@ class Shapes:
         # the first object walks through the classes, so that a small split lacks none
         count = 1 + int(rng.random() * 4)
         ids = [i % len(names), *(int(rng.random() * len(names)) for _ in range(count - 1))]
-        things = [tuple(names[k].split()) for k in ids]
+        things = [_thing(names[k]) for k in ids]
         image, which = draw(rng, things, image_size=self.image_size)
         # ids go through the colours in turn, so that the rest of the division by 5 is the colour
-        merged = np.uint8(ids) % len(self.vocabulary)
+        merged = np.asarray(ids, np.uint8) % len(self.vocabulary)
         label = np.append(merged, np.uint8(IGNORE))[np.minimum(which, count)]
         return {"image": image, "label": label, "name": f"{self.split}_{i:06d}"}
 
@@ -156,6 +156,11 @@ def draw(
         _draw(rng, (image, which), place, thing, order, unit)
     image = np.clip(image + 0.025 * (rng.random(image.shape[:2])[..., None] - 0.5), 0.0, 1.0)
     return (image * 255.0 + 0.5).astype(np.uint8), which
+
+
+def _thing(name: str) -> Thing:
+    pattern, colour, shape = name.split()
+    return pattern, colour, shape
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""A folder of weights by name: one that is here, the packaged one, or one of the Hugging Face hub."""
+"""A folder of weights by name: one that is here, the one of the package, or one of the hub."""
 
 import re
 from collections.abc import Sequence

@@ -1,0 +1,82 @@
+"""The experiments on shapes: cells that are run once, and figures that are what the runs gave."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import ablations, shapes_cells, table1
+from experiments.shapes_cells import Cell
+
+FOLDER = Path(table1.__file__).parent
+MAKE_RESULTS = (
+    "import json, pathlib, sys; "
+    "workdir = pathlib.Path(sys.argv[-1].split('=')[1]); "
+    "started = workdir / 'started'; started.write_text('x' * (started.exists() + 1)); "
+    "seed = float(sys.argv[-2].split('=')[1]); "
+    "figures = dict(miou_unseen=seed, miou_seen=2 * seed, hiou=3 * seed); "
+    "sys.exit('no such seed') if seed == 13 else None; "
+    "(workdir / 'results.json').write_text(json.dumps({'otseg': figures}))"
+)
+
+
+def cell(seed: int, **options) -> Cell:
+    return Cell(
+        f"c{seed}", flags=(f"--config.seed={seed}",), program=("-c", MAKE_RESULTS), **options
+    )
+
+
+def test_a_cell_is_run_once_and_what_it_starts_from_before_it(tmp_path):
+    first, second = cell(1), cell(2, start=cell(3))
+    shapes_cells.run([second, first], tmp_path, jobs=2)
+    shapes_cells.run([first, second], tmp_path, jobs=1)
+    for done in (first, second, second.start):
+        assert (done.folder(tmp_path) / "started").read_text() == "x"
+    gathered = shapes_cells.gather({1: first, 2: second}, tmp_path)["otseg"]
+    assert gathered["miou_seen"] == {"mean": 3.0, "std": 1.41, "each": [2.0, 4.0]}
+    assert f"--config.init_from={second.start.folder(tmp_path)}" in second.command(tmp_path)
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(tmp_path):
+    with pytest.raises(SystemExit, match=r"c13 ended with status 1: see .*log\.txt"):
+        shapes_cells.run([cell(1), cell(13)], tmp_path, jobs=1)
+    assert (cell(1).folder(tmp_path) / "results.json").is_file()
+    log = next(tmp_path.glob("c13-*/log.txt")).read_text()
+    assert "no such seed" in log
+
+
+def test_a_folder_stands_for_all_that_decides_a_result(tmp_path):
+    one, two = table1.cell("inductive", "otseg", 0), table1.cell("inductive", "otseg", 1)
+    runs = {one, two, table1.cell("supervised", "otseg", 0), table1.cell("inductive", "zegclip", 0)}
+    assert len({run.folder(tmp_path) for run in runs}) == 4
+    from_one = table1.cell("transductive", "otseg", 0)
+    assert from_one.start == one
+    moved = Cell(from_one.name, from_one.regime, from_one.flags, two)
+    assert moved.folder(tmp_path) != from_one.folder(tmp_path)
+    asked = ablations.variants(0, tmp_path)
+    assert {answers[ablations.BASE] for answers in asked.values()} == {one}
+
+
+@pytest.mark.parametrize("script", [table1, ablations])
+def test_the_committed_tables_are_the_committed_figures(script):
+    name = script.__name__.rpartition(".")[2]
+    result = json.loads((FOLDER / f"{name}.json").read_text())
+    arguments = (result["table"], result["seeds"]) if script is table1 else (result,)
+    assert (FOLDER / f"{name}.md").read_text() == script.markdown(*arguments)
+
+
+def test_means_and_deviations_are_those_of_the_seeds():
+    table = json.loads((FOLDER / "table1.json").read_text())
+    figures = [f for ms in table["table"].values() for m in ms.values() for f in m.values()]
+    assert len(figures) == 27
+    for figure in figures:
+        assert len(figure["each"]) == len(table["seeds"])
+        np.testing.assert_allclose(figure["mean"], np.mean(figure["each"]), atol=0.011)
+        np.testing.assert_allclose(figure["std"], np.std(figure["each"], ddof=1), atol=0.011)
+
+
+def test_area_under_seen_over_unseen():
+    """A curve of constant seen mIoU is a rectangle, a straight trade-off a triangle."""
+    assert ablations.area([[50.0, 80.0, 0.0], [20.0, 80.0, 0.0]]) == 40.0
+    assert ablations.area([[x, 100.0 - x, 0.0] for x in (0.0, 30.0, 60.0, 100.0)]) == 50.0
