@@ -36,7 +36,9 @@ def variants(seed: int, runs: Path) -> dict[str, dict[str, Cell]]:
     """Question → answer → run."""
 
     def cell(name: str, *flags: str, **options) -> Cell:
-        return Cell(f"{name}-{seed}", flags=(*flags, f"--config.seed={seed}"), **options)
+        return Cell(
+            f"{name}-{seed}", flags=(*flags, *table1.FLAGS, f"--config.seed={seed}"), **options
+        )
 
     base = {BASE: table1.cell("inductive", "otseg", seed)}
     script = ("-m", "experiments.ablations", "--plan")
