@@ -45,36 +45,53 @@ def by_chunks(function, *arrays):
     times as fast, and as every problem goes through the same program, whatever the batch, its
     result has the same bits alone and in any company. Other devices take all problems at once.
     """
+
+    @jax.custom_batching.custom_vmap
+    def apply(*arrays):
+        chunked = functools.partial(_chunked, function)
+        return jax.lax.platform_dependent(*arrays, cpu=chunked, default=function)
+
+    @apply.def_vmap
+    def apply_to_all(axis_size, batched, *arrays):
+        # One batch of everything: chunks of each problem's own would be padding for the most part.
+        arrays = [
+            x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, has in zip(arrays, batched, strict=True)
+        ]
+        results = by_chunks(function, *arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return apply(*arrays)
+
+
+def _chunked(function, *arrays):
     *batch, n, m = arrays[0].shape
     size = math.prod(batch)
     chunk = max(1, min(MOST_PROBLEMS, CHUNK // (n * m)))
-    total = jax.core.max_dim(size, chunk + 1)  # never exactly one chunk, see below
+    # Never exactly one chunk, see below; `max_dim`, as an exported program may leave `size` open.
+    total = jax.core.max_dim(size, chunk + 1)
+    flat = [x.reshape(size, *x.shape[len(batch) :]) for x in arrays]
+    flat = [jnp.pad(x, [(0, total - size)] + [(0, 0)] * (x.ndim - 1)) for x in flat]
+    shapes = jax.eval_shape(function, *(x[:chunk] for x in flat))
+    # A count that the compiler cannot know, and a slice that is never the whole: else it would fuse
+    # a single chunk with what is around it, and that changes bits. (One chunk too many would do no
+    # harm.)
+    unknown = jnp.any(jnp.abs(flat[0][:1, :1, :1]) > 1e30).astype(jnp.int32)
+    # Written over, so any values do; these are not shared with another call, hence not copied.
+    results = jax.tree.map(lambda x: jnp.full((total, *x.shape[1:]), unknown, x.dtype), shapes)
 
-    def chunked(*arrays):
-        flat = [x.reshape(size, *x.shape[len(batch) :]) for x in arrays]
-        flat = [jnp.pad(x, [(0, total - size)] + [(0, 0)] * (x.ndim - 1)) for x in flat]
-        shapes = jax.eval_shape(function, *(x[:chunk] for x in flat))
-        # A count that the compiler cannot know, and a slice that is never the whole: else it would
-        # fuse a single chunk with what is around it, and that changes bits. (One chunk too many
-        # would do no harm.)
-        unknown = jnp.any(jnp.abs(flat[0][:1, :1, :1]) > 1e30).astype(jnp.int32)
-        # Written over, so any values do; these are not shared with another call, hence not copied.
-        results = jax.tree.map(lambda x: jnp.full((total, *x.shape[1:]), unknown, x.dtype), shapes)
+    def work(i, results):
+        # The last chunk reaches back over the one before it: the same bits are written twice.
+        start = jnp.minimum(i * chunk, total - chunk)
+        part = [jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in flat]
+        return jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=0),
+            results,
+            function(*part),
+        )
 
-        def work(i, results):
-            # The last chunk reaches back over the one before it: the same bits are written twice.
-            start = jnp.minimum(i * chunk, total - chunk)
-            part = [jax.lax.dynamic_slice_in_dim(x, start, chunk) for x in flat]
-            return jax.tree.map(
-                lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, axis=0),
-                results,
-                function(*part),
-            )
-
-        results = jax.lax.fori_loop(0, -(-size // chunk) + unknown, work, results)
-        return jax.tree.map(lambda x: x[:size].reshape(*batch, *x.shape[1:]), results)
-
-    return jax.lax.platform_dependent(*arrays, cpu=chunked, default=function)
+    results = jax.lax.fori_loop(0, -(-size // chunk) + unknown, work, results)
+    return jax.tree.map(lambda x: x[:size].reshape(*batch, *x.shape[1:]), results)
 
 
 def _forward(similarity, a, b, epsilon, tolerance):
