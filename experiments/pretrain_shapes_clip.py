@@ -19,7 +19,9 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,75 +186,75 @@ class Evaluation:
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         draw = partial(captions.draw, EVALUATED, image_size=IMAGE_SIZE)
         self.tokenizer = tokenizer
-        self.single, self.crowded = (
-            draw(most=1, seed=seed),
-            draw(most=captions.MOST_THINGS, seed=seed + 1),
-        )
+        self.single = draw(most=1, seed=seed)
+        self.crowded = draw(most=captions.MOST_THINGS, seed=seed + 1)
+        self.classes = shapes.Shapes("val", size=1).vocabulary.names
 
     def __call__(self, graphdef, params) -> dict[str, float]:
-        """Fractions in 0..1: see `README.md` of this folder."""
+        """Fractions in 0..1: `README.md` of this folder says of what."""
         clip = partial(_call, graphdef, params)
+        report = self._naming(clip) | self._retrieval(clip) | self._patches(clip)
+        return {name: round(float(value), 4) for name, value in report.items()}
 
-        def embed(texts: list[str]) -> np.ndarray:
-            return np.asarray(unit(clip(encode(self.tokenizer, texts), "text")))
+    def _embed(self, clip, texts: list[str]) -> np.ndarray:
+        return np.asarray(unit(clip(encode(self.tokenizer, texts), "text")))
 
-        names = shapes.Shapes("val", size=1).vocabulary.names
-        photo_of = captions.TEMPLATES[0].format
-        every = [captions.name(thing) for thing in captions.THINGS]
-        classes, all_things = (
-            embed([photo_of(x) for x in names]),
-            embed([photo_of(x) for x in every]),
-        )
+    def _embed_names(self, clip, names: Iterable[str]) -> np.ndarray:
+        return self._embed(clip, [captions.TEMPLATES[0].format(name) for name in names])
 
-        shown = np.array([every.index(captions.name(things[0])) for things in self.single.things])
+    def _naming(self, clip) -> dict[str, float]:
         images = np.asarray(unit(clip(self.single.images, "embed_patches")[:, 0]))
-        guess = (images @ all_things.T).argmax(1)
-        answer = np.array([names.index(every[k]) if every[k] in names else -1 for k in shown])
-        known = answer >= 0
-        report = {
-            "zero_shot_of_20_classes": np.mean(
-                (images @ classes.T).argmax(1)[known] == answer[known]
-            ),
-            "zero_shot_of_100_things": np.mean(guess == shown),
-        }
-        of = np.array(captions.THINGS)
-        for axis, attribute in enumerate(("pattern", "colour", "shape")):
-            report[f"zero_shot_{attribute}"] = np.mean(of[guess, axis] == of[shown, axis])
+        things = self.single.things[:, 0]
+        names = [captions.name(thing) for thing in things]
+        known = np.array([name in self.classes for name in names])
+        answer = [self.classes.index(name) for name in names if name in self.classes]
+        guess = (images[known] @ self._embed_names(clip, self.classes).T).argmax(1)
+        report = {"zero_shot_of_20_classes": np.mean(guess == answer)}
 
+        every = map(captions.name, captions.THINGS)
+        guess = np.array(captions.THINGS)[(images @ self._embed_names(clip, every).T).argmax(1)]
+        report["zero_shot_of_100_things"] = np.mean((guess == things).all(1))
+        for axis, attribute in enumerate(("pattern", "colour", "shape")):
+            report[f"zero_shot_{attribute}"] = np.mean(guess[:, axis] == things[:, axis])
+        return report
+
+    def _retrieval(self, clip) -> dict[str, float]:
         stated = [captions.state(things) for things in self.crowded.things]
-        texts = embed([caption.text for caption in stated])
+        texts = self._embed(clip, [caption.text for caption in stated])
         images = np.asarray(unit(clip(self.crowded.images, "embed_patches")[:, 0]))
         hits = []
-        for i in range(0, EVALUATED, 100):
-            part = slice(i, i + 100)
+        for part in (slice(i, i + 100) for i in range(0, EVALUATED, 100)):
             said = np.stack([caption.said for caption in stated[part]])
             also = captions.is_true(self.crowded.things[part], said) & ~np.eye(100, dtype=bool)
             cosine = np.where(also, -np.inf, images[part] @ texts[part].T)
             hits.append(cosine.argmax(1) == np.arange(100))
-        report["retrieval_of_100_captions"] = np.mean(hits)
+        return {"retrieval_of_100_captions": np.mean(hits)}
 
-        tokens, _, label = self._patches(clip, "train", 300)
-        val_tokens, val_embeddings, val_label = self._patches(clip, "val", 100)
+    def _patches(self, clip) -> dict[str, float]:
+        tokens, _, label = whole_patches(clip, "train", 300)
+        val_tokens, val_embeddings, val_label = whole_patches(clip, "val", 100)
+        classes = self._embed_names(clip, self.classes)
         nearest = (np.asarray(unit(val_embeddings)) @ classes.T).argmax(1)
-        report["patches_zero_shot"] = np.mean(nearest == val_label)
-        report["patches_linear_probe"] = linear_probe(tokens, label, val_tokens, val_label)
-        return {name: round(float(value), 4) for name, value in report.items()}
+        return {
+            "patches_zero_shot": np.mean(nearest == val_label),
+            "patches_linear_probe": linear_probe(tokens, label, val_tokens, val_label),
+        }
 
-    @staticmethod
-    def _patches(clip, split: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens, embeddings and classes of the patches that lie inside one object."""
-        examples = list(shapes.Shapes(split, size=size))
-        images = np.stack([example["image"] for example in examples])
-        side = images.shape[1] // PATCH_SIZE
-        label = np.stack([example["label"] for example in examples])
-        label = label.reshape(size, side, PATCH_SIZE, side, PATCH_SIZE).swapaxes(2, 3)
-        label = label.reshape(size, side * side, -1)
-        whole = (label == label[..., :1]).all(-1) & (label[..., 0] != shapes.IGNORE)
-        found = []
-        for method in ("encode", "embed_patches"):
-            parts = [clip(images[i : i + 50], method)[:, 1:] for i in range(0, size, 50)]
-            found.append(np.concatenate(parts)[whole])
-        return found[0], found[1], label[..., 0][whole]
+
+def whole_patches(clip, split: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, embeddings and classes of the patches that lie inside one object."""
+    examples = list(shapes.Shapes(split, size=size))
+    images = np.stack([example["image"] for example in examples])
+    side = images.shape[1] // PATCH_SIZE
+    label = np.stack([example["label"] for example in examples])
+    label = label.reshape(size, side, PATCH_SIZE, side, PATCH_SIZE).swapaxes(2, 3)
+    label = label.reshape(size, side * side, -1)
+    whole = (label == label[..., :1]).all(-1) & (label[..., 0] != shapes.IGNORE)
+    found = []
+    for method in ("encode", "embed_patches"):
+        parts = [clip(images[i : i + 50], method)[:, 1:] for i in range(0, size, 50)]
+        found.append(np.concatenate(parts)[whole])
+    return found[0], found[1], label[..., 0][whole]
 
 
 def linear_probe(x, y, val_x, val_y, *, ridge: float = 10.0) -> float:
@@ -330,12 +332,15 @@ def main() -> None:
     crowded = draw(most=captions.MOST_THINGS, seed=4 * options.seed + 2)
     evaluate = Evaluation(tokenizer, seed=4 * options.seed + 3)
 
+    recipe = {k: v for k, v in vars(options).items() if k not in ("output", "workdir")}
     seconds, losses = 0.0, []
     with Checkpoints(options.workdir / "checkpoints") as checkpoints:
         start = checkpoints.latest_step() or 0
         if start:
-            state = checkpoints.restore(start, state)
             meta = checkpoints.read_meta(start)
+            if meta["recipe"] != recipe:
+                sys.exit(f"error: --workdir={options.workdir} holds a run of {meta['recipe']}")
+            state = checkpoints.restore(start, state)
             seconds, report = meta["seconds"], meta["accuracy"]
         bar = tqdm(range(start, options.steps), initial=start, total=options.steps, unit="step")
         for step in bar:
@@ -351,10 +356,10 @@ def main() -> None:
             if done % 250 == 0 or done == options.steps:
                 report = evaluate(graphdef, state["params"])
                 tqdm.write(f"step {done}: {json.dumps(report)}")
-                checkpoints.save(done, state, {"seconds": seconds, "accuracy": report})
+                meta = {"recipe": recipe, "seconds": seconds, "accuracy": report}
+                checkpoints.save(done, state, meta)
                 checkpoints.wait()
     digest = save(options.output, state["params"], vision, text, tokenizer)
-    recipe = {k: v for k, v in vars(options).items() if k not in ("output", "workdir")}
     result = {
         "recipe": recipe,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
