@@ -5,7 +5,8 @@
 
 Inductive runs of `configs/shapes.py` that differ from the base in one thing each: prompts per
 class, ε, decoder layers, the plan itself (softmax over prompts, or the plain mean), and the two
-controls: text embeddings dealt to other classes, and a vision tower that was never trained. On the
+controls: text embeddings dealt to other classes, and a vision tower that was never trained. The
+base is also evaluated with its classes in other words, and with colours as the only classes. On the
 base, the weight of the MPS path (0: decoder alone, 1: MPS alone) and the offset that is taken off
 the scores of seen classes are swept. Runs that are done are kept, also those of `table1.py`.
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,15 @@ def variants(seed: int, runs: Path) -> dict[str, dict[str, Cell]]:
         | base,
         "plan": {
             plan: cell(f"plan-{plan}", program=(*script, plan)) for plan in ("softmax", "mean")
+        }
+        | base,
+        "words": {
+            words: Cell(
+                f"{words}-{seed}",
+                flags=("--mode=eval", f"--config.data.dataset={words}", f"--config.seed={seed}"),
+                start=base[BASE],
+            )
+            for words in ("shapes_synonyms", "shapes_colours")
         }
         | base,
         "control": {
@@ -219,13 +230,14 @@ def plot(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     questions = result["variants"]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    figure, axes = plt.subplots(2, 4, figsize=(17, 7))
     for axis, (question, answers) in zip(axes.flat, questions.items(), strict=False):
-        labels = [answer.replace(" (", "\n(") for answer in answers]
+        labels = [textwrap.fill(answer, 18) for answer in answers]
         for measure, name, marker in (("miou_unseen", "unseen", "o"), ("miou_seen", "seen", "s")):
             figures = [methods["otseg"][measure] for methods in answers.values()]
-            means, deviations = [f["mean"] for f in figures], [f["std"] for f in figures]
-            axis.errorbar(labels, means, deviations, fmt=marker, capsize=4, label=name)
+            known = [(x, f) for x, f in zip(labels, figures, strict=True) if f["mean"] is not None]
+            means, deviations = ([f[key] for _, f in known] for key in ("mean", "std"))
+            axis.errorbar([x for x, _ in known], means, deviations, fmt=marker, label=name)
         axis.set(title=question, ylim=(0, 100))
         axis.tick_params(axis="x", labelsize=7)
         axis.grid(axis="y", alpha=0.3)
@@ -239,6 +251,8 @@ def plot(result: dict, path: Path) -> None:
     axes.flat[-1].set(title="offset of seen classes", xlabel="offset", ylabel="hIoU, percent")
     axes.flat[-1].grid(alpha=0.3)
     axes.flat[-1].legend()
+    for axis in axes.flat[len(questions) : -1]:
+        axis.set_axis_off()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -125,29 +125,27 @@ def _run(cell: Cell, runs: Path, cores: queue.Queue) -> None:
         sys.exit(f"{cell.name} ended with status {code}: see {folder / 'log.txt'}")
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation, to two decimals."""
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation of percentages, and all of them, to two decimals.
+
+    A measure that has no value, as mIoU(U) where no class is unseen, has none here either.
+    """
+    each = [None if value is None else round(value, 2) for value in values]
+    if None in values:
+        return {"mean": None, "std": None, "each": each}
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.fmean(values), 2), "std": round(deviation, 2)}
+    return {"mean": round(statistics.fmean(values), 2), "std": round(deviation, 2), "each": each}
 
 
-def gather(
-    cells: Mapping[int, Cell], runs: Path
-) -> dict[str, dict[str, dict[str, float] | list[float]]]:
+def gather(cells: Mapping[int, Cell], runs: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Method → measure → mean, standard deviation and the value of each seed."""
     results = [cells[seed].results(runs) for seed in sorted(cells)]
     return {
-        method: {
-            measure: {
-                **spread([result[method][measure] for result in results]),
-                "each": [round(result[method][measure], 2) for result in results],
-            }
-            for measure in MEASURES
-        }
+        method: {m: spread([result[method][m] for result in results]) for m in MEASURES}
         for method in results[0]
     }
 
 
 def show(figure: Mapping[str, Any]) -> str:
     """Mean and deviation to one decimal."""
-    return f"{figure['mean']:.1f} ± {figure['std']:.1f}"
+    return "–" if figure["mean"] is None else f"{figure['mean']:.1f} ± {figure['std']:.1f}"
