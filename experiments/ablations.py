@@ -12,6 +12,7 @@ the scores of seen classes are swept. Runs that are done are kept, also those of
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -151,7 +152,7 @@ def sweep(cell: Cell, runs: Path) -> dict:
     from otseg_jax.predict import Segmenter
 
     config = shapes.get_config()
-    segmenter = Segmenter(importing.load(cell.folder(runs)), batch_size=8)
+    segmenter = Segmenter(importing.load(cell.folder(runs)).model, batch_size=8)
     segmenter.config["seen_offset"] = 0.0
     seed = int(cell.flags[-1].rsplit("=", 1)[1])
     photos = list(Shapes("val", size=config.data.images.val, seed=seed))
@@ -180,10 +181,14 @@ def sweep(cell: Cell, runs: Path) -> dict:
 
 
 def area(curve: list[list[float]]) -> float:
-    """Area in percent under mIoU(S) over mIoU(U), which an offset trades for each other."""
-    points = sorted((u, s) for u, s, _ in curve)
-    unseen, found = np.array([(0.0, points[0][1]), *points, (points[-1][0], 0.0)]).T
-    return round(float(np.trapezoid(found, unseen)) / 100.0, 2)
+    """Area in percent under mIoU(S) over mIoU(U), along the offsets that none other beats in both."""
+    front: list[tuple[float, float]] = []
+    for unseen, seen, _ in sorted(curve, reverse=True):
+        if not front or seen > front[-1][1]:
+            front.append((unseen, seen))
+    (unseen, seen), *_ = front[::-1]
+    corners = sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(front))
+    return round((unseen * seen + corners) / 100.0, 2)
 
 
 def markdown(result: dict) -> str:

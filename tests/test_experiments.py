@@ -79,4 +79,8 @@ def test_means_and_deviations_are_those_of_the_seeds():
 def test_area_under_seen_over_unseen():
     """A curve of constant seen mIoU is a rectangle, a straight trade-off a triangle."""
     assert ablations.area([[50.0, 80.0, 0.0], [20.0, 80.0, 0.0]]) == 40.0
-    assert ablations.area([[x, 100.0 - x, 0.0] for x in (0.0, 30.0, 60.0, 100.0)]) == 50.0
+    straight = [[x, 100.0 - x, 0.0] for x in (0.0, 30.0, 60.0, 100.0)]
+    assert ablations.area(straight) == 50.0
+    # worse in both than another offset: not part of the trade-off
+    assert ablations.area([*straight, [10.0, 20.0, 0.0], [55.0, 45.0, 0.0]]) == 50.0
+    assert ablations.area([*straight, [40.0, 10.0, 0.0]]) == 50.0
