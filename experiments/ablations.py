@@ -181,7 +181,7 @@ def sweep(cell: Cell, runs: Path) -> dict:
 
 
 def area(curve: list[list[float]]) -> float:
-    """Area in percent under mIoU(S) over mIoU(U), along the offsets that none other beats in both."""
+    """Area in percent under mIoU(S) over mIoU(U), of the offsets that none beats in both."""
     front: list[tuple[float, float]] = []
     for unseen, seen, _ in sorted(curve, reverse=True):
         if not front or seen > front[-1][1]:
