@@ -54,11 +54,11 @@ def by_chunks(function, *arrays):
     @apply.def_vmap
     def apply_to_all(axis_size, batched, *arrays):
         # One batch of everything: chunks of each problem's own would be padding for the most part.
-        arrays = [
+        whole = (
             x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, has in zip(arrays, batched, strict=True)
-        ]
-        results = by_chunks(function, *arrays)
+        )
+        results = by_chunks(function, *whole)
         return results, jax.tree.map(lambda _: True, results)
 
     return apply(*arrays)
