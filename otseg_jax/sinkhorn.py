@@ -50,8 +50,8 @@ def sinkhorn(
             and f16 are solved in f32. Outside that range the result may be NaN.
         epsilon: weight of the entropy, in units of the cost; > 0, tested from 0.5 to 0.005.
         iterations: None solves to `tolerance`, each problem on its own; the gradient is implicit
-            and needs no more memory than the plan. A number runs exactly that many updates (rows,
-            then columns, so that columns are met exactly); the gradient goes through them.
+            and its memory does not grow with the steps. A number runs exactly that many updates
+            (rows, then columns, so that columns are met exactly) and differentiates through them.
         tolerance: largest Σₙ|column sum − b| at which a problem is solved, without `iterations`;
             rows are then met to rounding.
         pixel_weights: bool or f32[..., m], ≥ 0, a up to scale; None: all alike. False or 0 masks a

@@ -41,9 +41,9 @@ def solve(
 def by_chunks(function, *arrays):
     """Apply `function` to problems [..., n, m] with arrays [..., m] or [..., n] beside them.
 
-    On a CPU a fixed number of problems at a time: they fit the cache, which makes it two to three
-    times as fast, and as every problem goes through the same program, whatever the batch, its
-    result has the same bits alone and in any company. Other devices take all problems at once.
+    On a CPU a fixed number of problems at a time: they fit the cache, and as every problem goes
+    through the same program, whatever the batch, its result has the same bits alone and in any
+    company. Other devices take all problems at once.
     """
 
     @jax.custom_batching.custom_vmap
@@ -54,11 +54,11 @@ def by_chunks(function, *arrays):
     @apply.def_vmap
     def apply_to_all(axis_size, batched, *arrays):
         # One batch of everything: chunks of each problem's own would be padding for the most part.
-        arrays = [
+        whole = (
             x if has else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, has in zip(arrays, batched, strict=True)
-        ]
-        results = by_chunks(function, *arrays)
+        )
+        results = by_chunks(function, *whole)
         return results, jax.tree.map(lambda _: True, results)
 
     return apply(*arrays)

@@ -84,7 +84,7 @@ def test_parts_of_a_batch_equal_the_whole(monkeypatch):
 
 @pytest.mark.parametrize("decoder", ["mpsa", "cross_attention"])
 def test_one_batch_can_be_learned(monkeypatch, decoder):
-    fields = {"model.decoder": decoder, "model.dropout": 0.0}
+    fields = {"model.decoder": decoder, "model.dropout": 0.0, "model.sinkhorn": "implicit"}
     history, _ = one_step(
         monkeypatch, devices=1, data=1, model=1, regime="supervised", steps=40, **fields
     )
