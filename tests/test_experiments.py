@@ -62,8 +62,10 @@ def test_a_folder_stands_for_all_that_decides_a_result(tmp_path):
 def test_the_committed_tables_are_the_committed_figures(script):
     name = script.__name__.rpartition(".")[2]
     result = json.loads((FOLDER / f"{name}.json").read_text())
-    arguments = (result["table"], result["seeds"]) if script is table1 else (result,)
-    assert (FOLDER / f"{name}.md").read_text() == script.markdown(*arguments)
+    whole = (
+        (result["table"], result["continued"], result["seeds"]) if script is table1 else (result,)
+    )
+    assert (FOLDER / f"{name}.md").read_text() == script.markdown(*whole)
 
 
 def test_means_and_deviations_are_those_of_the_seeds():
