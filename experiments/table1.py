@@ -123,7 +123,7 @@ def plot(table: dict, path: Path) -> None:
         axis.set(title=f"{title} classes", ylim=(0, 100))
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("mIoU in percent, mean and each seed")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="upper left", ncols=3)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
