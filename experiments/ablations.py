@@ -194,7 +194,8 @@ def area(curve: list[list[float]]) -> float:
 def markdown(result: dict) -> str:
     """The figures as text."""
     seeds = len(result["seeds"])
-    lines = [f"Inductive, percent, mean ± standard deviation over {seeds} seed(s)."]
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [f"Inductive runs, percent, {over}."]
     for question, answers in result["variants"].items():
         lines += [
             "",
@@ -241,7 +242,7 @@ def plot(result: dict, path: Path) -> None:
         for measure, name, marker in (("miou_unseen", "unseen", "o"), ("miou_seen", "seen", "s")):
             figures = [methods["otseg"][measure] for methods in answers.values()]
             known = [(x, f) for x, f in zip(labels, figures, strict=True) if f["mean"] is not None]
-            means, deviations = ([f[key] for _, f in known] for key in ("mean", "std"))
+            means, deviations = ([f[key] or 0.0 for _, f in known] for key in ("mean", "std"))
             axis.errorbar([x for x, _ in known], means, deviations, fmt=marker, label=name)
         axis.set(title=question, ylim=(0, 100))
         axis.tick_params(axis="x", labelsize=7)

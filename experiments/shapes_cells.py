@@ -128,13 +128,15 @@ def _run(cell: Cell, runs: Path, cores: queue.Queue) -> None:
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation of percentages, and all of them, to two decimals.
 
-    A measure that has no value, as mIoU(U) where no class is unseen, has none here either.
+    A measure that has no value, as mIoU(U) where no class is unseen, has no mean, and a single
+    value has no deviation.
     """
-    each = [None if value is None else round(value, 2) for value in values]
-    if None in values:
-        return {"mean": None, "std": None, "each": each}
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.fmean(values), 2), "std": round(deviation, 2), "each": each}
+    known = [value for value in values if value is not None]
+    return {
+        "mean": round(statistics.fmean(known), 2) if known else None,
+        "std": round(statistics.stdev(known), 2) if len(known) > 1 else None,
+        "each": [None if value is None else round(value, 2) for value in values],
+    }
 
 
 def gather(cells: Mapping[int, Cell], runs: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -147,5 +149,8 @@ def gather(cells: Mapping[int, Cell], runs: Path) -> dict[str, dict[str, dict[st
 
 
 def show(figure: Mapping[str, Any]) -> str:
-    """Mean and deviation to one decimal."""
-    return "–" if figure["mean"] is None else f"{figure['mean']:.1f} ± {figure['std']:.1f}"
+    """Mean, and deviation where there is one, to one decimal."""
+    if figure["mean"] is None:
+        return "–"
+    deviation = "" if figure["std"] is None else f" ± {figure['std']:.1f}"
+    return f"{figure['mean']:.1f}{deviation}"
