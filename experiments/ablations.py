@@ -249,6 +249,12 @@ def plot(result: dict, path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     axes.flat[0].set_ylabel("mIoU of OTSeg, percent")
     axes.flat[0].legend()
+    weights = [float(weight) for weight in result["sweep"]["weight"]]
+    for column, name, marker in ((0, "unseen", "o"), (1, "seen", "s")):
+        swept = [row[column] for row in result["sweep"]["weight"].values()]
+        axes.flat[-2].plot(weights, swept, marker=marker, label=name)
+    axes.flat[-2].set(title="weight of the MPS path", xlabel="weight", ylim=(0, 100))
+    axes.flat[-2].grid(axis="y", alpha=0.3)
     for method, found in result["sweep"]["offset"].items():
         offsets = [float(offset) for offset in found["curve"]]
         hiou = [row[2] for row in found["curve"].values()]
@@ -257,8 +263,6 @@ def plot(result: dict, path: Path) -> None:
     axes.flat[-1].set(title="offset of seen classes", xlabel="offset", ylabel="hIoU, percent")
     axes.flat[-1].grid(alpha=0.3)
     axes.flat[-1].legend()
-    for axis in axes.flat[len(questions) : -1]:
-        axis.set_axis_off()
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

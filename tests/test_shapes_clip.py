@@ -3,6 +3,7 @@
 Accuracies are measured on pictures of seeds that its training never drew.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -50,13 +51,9 @@ def test_it_is_small_and_the_one_on_record():
     files = {path.name for path in FOLDER.iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json"}
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 6e6
-    assert RECORD["sha256"] == hashlib_of(FOLDER / "model.safetensors")
-
-
-def hashlib_of(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        RECORD["sha256"] == hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()
+    )
 
 
 def test_transformers_agrees(clip):
@@ -149,6 +146,15 @@ def test_words_of_one_attribute_are_closer_than_others(clip):
     other = Shapes("val", size=1, words="shapes_synonyms").vocabulary.names
     cosine = embed(clip, [f"a photo of a {n}." for n in other]) @ embed(clip, names).T
     assert (cosine.argmax(1) == np.arange(20)).all()
+
+
+def test_templates_of_one_class_are_all_but_the_same(clip):
+    """Why transport, softmax and mean over prompts do alike in `experiments/ablations.md`."""
+    names = Shapes("val", size=1).vocabulary.names
+    templates = shapes_config.get_config().text.templates
+    rows = np.stack([embed(clip, [t.format(name) for name in names]) for t in templates], 1)
+    assert np.einsum("knc,kmc->knm", rows, rows).min() > 0.999
+    assert np.einsum("kc,lc->kl", rows[:, 0], rows[:, 0])[~np.eye(20, dtype=bool)].max() < 0.9
 
 
 @pytest.mark.parametrize("ignored", [False, True])
