@@ -11,7 +11,6 @@ base, the weight of the MPS path (0: decoder alone, 1: MPS alone) and the offset
 the scores of seen classes are swept. Runs that are done are kept, also those of `table1.py`.
 """
 
-import argparse
 import itertools
 import json
 import shutil
@@ -21,15 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from configs import common
 from experiments import shapes_cells, table1
 from experiments.shapes_cells import CLIP, Cell
 
 HERE = Path(__file__).parent
-TEMPLATES_8 = (
-    *("a photo of a {}.", "a portrait of a {}.", "a part of a {}.", "a segment of a {}."),
-    *("a photo of small {}.", "a photo of medium {}.", "a photo of large {}."),
-    "a background of a {}.",
-)
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OFFSETS = tuple(round(0.02 * i - 0.2, 2) for i in range(31))  # -0.2 .. 0.4
 BASE = "base (6 prompts, ε 0.05, 3 layers)"
@@ -47,7 +42,7 @@ def variants(seed: int, runs: Path) -> dict[str, dict[str, Cell]]:
     script = ("-m", "experiments.ablations", "--plan")
     return {
         "prompts per class": {
-            f"{n}": cell(f"prompts{n}", f"--config.text.templates={TEMPLATES_8[:n]!r}")
+            f"{n}": cell(f"prompts{n}", f"--config.text.templates={common.TEMPLATES_8[:n]!r}")
             for n in (1, 2, 4, 8)
         }
         | base,
@@ -269,12 +264,8 @@ def plot(result: dict, path: Path) -> None:
 
 def main() -> None:
     """Run what is missing, then write figures, table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/shapes_cells"))
-    options = parser.parse_args()
-    runs = options.runs.absolute()
+    options = shapes_cells.parse(__doc__.splitlines()[0])
+    runs = options.runs
     prepare_controls(runs)
     asked = {seed: variants(seed, runs) for seed in options.seeds}
     cells = [c for questions in asked.values() for a in questions.values() for c in a.values()]

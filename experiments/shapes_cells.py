@@ -6,6 +6,7 @@ one that was interrupted goes on from its checkpoint, and the same cell of two s
 Each works on one core, so that its figures do not depend on how many work side by side.
 """
 
+import argparse
 import concurrent.futures
 import hashlib
 import json
@@ -65,6 +66,19 @@ class Cell:
     def results(self, runs: Path) -> dict[str, dict[str, Any]]:
         """Method → summary, in percent; seconds of the run under "seconds"."""
         return json.loads((self.folder(runs) / "results.json").read_text())
+
+
+def parse(description: str) -> argparse.Namespace:
+    """The flags of both scripts: seeds, jobs, and runs, an absolute path."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
+    parser.add_argument(
+        "--runs",
+        type=lambda path: Path(path).absolute(),
+        default=Path("runs/shapes_cells").absolute(),
+    )
+    return parser.parse_args()
 
 
 def run(cells: Sequence[Cell], runs: Path, *, jobs: int) -> None:

@@ -13,7 +13,6 @@ supervised runs do not. So that labels are compared and not schedules, supervise
 trained as the transductive one is: from the same half, as many steps.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -130,12 +129,8 @@ def plot(table: dict, path: Path) -> None:
 
 def main() -> None:
     """Run what is missing, then write table, figures and plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, a core each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/shapes_cells"))
-    options = parser.parse_args()
-    runs = options.runs.absolute()
+    options = shapes_cells.parse(__doc__.splitlines()[0])
+    runs = options.runs
     cells = [cell(r, d, s) for r in REGIMES for d in DECODERS for s in options.seeds]
     after = {seed: continued(seed) for seed in options.seeds}
     shapes_cells.run([*cells, *after.values()], runs, jobs=options.jobs)
