@@ -79,7 +79,6 @@ def test_imports_go_down_the_ladder(name):
         assert LEVEL[name] > 0 or solver, f"{name} is level 0 and imports {other}"
 
 
-# the manifest of a checkpoint is read by `checkpoint` alone, and imports nothing either
 @pytest.mark.parametrize(
     "name", [n for n in ORDER if n.startswith("data.") and n != "data.pipeline"]
 )
