@@ -44,6 +44,7 @@ HEADLINE = (684, 8, 0.05)
 LABELS = {
     "ours": "otseg_jax, converged",
     "scan": "our log-domain scan",
+    "unrolled_100": "unrolled 100",
     "ott_log": "ott-jax, log mode",
     "ott_kernel": "ott-jax, kernel mode",
     "pot": "POT ot.batch, log",
@@ -256,58 +257,100 @@ def machine() -> dict:
 
 
 def plot(results: dict, path: Path) -> None:
-    """Median times of the plans: a panel per ε and tolerance, a colour per method."""
+    """Times of plans, times with the gradient, and memory; a colour per method."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [
-        (epsilon, results[tolerance], key, cases)
+    by_epsilon = {
+        epsilon: [case for case in results["cases"] if case["epsilon"] == epsilon]
         for epsilon in sorted({case["epsilon"] for case in results["cases"]}, reverse=True)
+    }
+    plans = [
+        (f"Plan, ε = {epsilon}, marginals to {results[tolerance]:.0e}", key, found)
+        for epsilon, cases in by_epsilon.items()
         for tolerance, key in (("tolerance", "forward"), ("looser_tolerance", "forward_looser"))
-        if (cases := [c for c in results["cases"] if c["epsilon"] == epsilon and key in c])
+        if (found := [case for case in cases if key in case])
     ]
+    gradients = [
+        (f"Plan and gradient, ε = {epsilon}", "forward_and_backward", cases)
+        for epsilon, cases in by_epsilon.items()
+    ]
+    columns = max(len(plans), len(gradients) + 1)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4.6), sharey=True, squeeze=False
+        2, columns, figsize=(5 * columns, 8.5), squeeze=False, layout="constrained"
     )
-    for axis, (epsilon, tolerance, key, cases) in zip(axes[0], panels, strict=True):
-        for colour, (name, label) in enumerate(LABELS.items()):
-            style = {"lw": 2.5, "zorder": 3} if name == "ours" else {"lw": 1.2}
-            for prompts in sorted({case["prompts"] for case in cases}):
-                timed = [
-                    (i, case[key][name])
-                    for i, case in enumerate(cases)
-                    if case["prompts"] == prompts and "median_ms" in case[key].get(name, {})
-                ]
-                if not timed:
-                    continue
-                y = [report["median_ms"] for _, report in timed]
-                low, high = zip(*(report["quartiles_ms"] for _, report in timed), strict=True)
-                axis.errorbar(
-                    [i for i, _ in timed],
-                    y,
-                    yerr=[np.subtract(y, low), np.subtract(high, y)],
-                    color=f"C{colour}",
-                    label=label,
-                    marker="o",
-                    ms=4,
-                    capsize=3,
-                    **style,
-                )
-        axis.set(yscale="log", title=f"ε = {epsilon}, marginals to {tolerance:.0e}")
-        axis.set_xticks(range(len(cases)))
-        names = [f"{case['problems']}×1024×{case['prompts']}" for case in cases]
-        axis.set_xticklabels(names, rotation=60, ha="right", fontsize=8)
-        axis.grid(axis="y", which="both", alpha=0.25)
-    axes[0][0].set_ylabel("milliseconds a batch, median and quartiles")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    legend = dict(zip(labels, handles, strict=True))
-    axes[0][0].legend(legend.values(), legend, fontsize=8)
+    for row, panels in zip(axes, (plans, gradients), strict=True):
+        row[0].set_ylabel("milliseconds a batch, median and quartiles")
+        for axis, (title, key, cases) in zip(row, panels, strict=False):
+            if axis is not axes[0][0]:
+                axis.sharey(axes[0][0])
+            plot_times(axis, cases, key)
+            axis.set_title(title)
+        for axis in row[len(panels) :]:
+            axis.set_axis_off()
+    plot_memory(axes[1][-1], results["cases"])
+    handles = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     device = f"{results['machine']['device']}, {results['machine']['platform']}"
-    figure.suptitle(f"Transport plans (who does not reach the marginals is left out; {device})")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.suptitle(f"What misses the marginals, or has no gradient, is left out ({device})")
+    figure.savefig(path, dpi=110)
+
+
+def plot_times(axis, cases: list, key: str) -> None:
+    for colour, (name, label) in enumerate(LABELS.items()):
+        for prompts in sorted({case["prompts"] for case in cases}):
+            timed = [
+                (i, case[key][name])
+                for i, case in enumerate(cases)
+                if case["prompts"] == prompts and "median_ms" in case[key].get(name, {})
+            ]
+            if not timed:
+                continue
+            y = [report["median_ms"] for _, report in timed]
+            low, high = zip(*(report["quartiles_ms"] for _, report in timed), strict=True)
+            axis.errorbar(
+                [i for i, _ in timed],
+                y,
+                yerr=[np.subtract(y, low), np.subtract(high, y)],
+                color=f"C{colour}",
+                label=label,
+                marker="o",
+                ms=4,
+                capsize=3,
+                lw=2.5 if name == "ours" else 1.2,
+            )
+    axis.set_yscale("log")
+    axis.set_xticks(range(len(cases)))
+    names = [f"{case['problems']}×1024×{case['prompts']}" for case in cases]
+    axis.set_xticklabels(names, rotation=60, ha="right", fontsize=8)
+    axis.grid(axis="y", which="both", alpha=0.25)
+
+
+def plot_memory(axis, cases: list) -> None:
+    """Bars of what the headline's case allocates beside its input."""
+    found = [c for c in cases if (c["problems"], c["prompts"], c["epsilon"]) == HEADLINE]
+    if not found:
+        axis.set_axis_off()
+        return
+    names, values, colours = [], [], []
+    for colour, name in enumerate(LABELS):
+        for key, what in (("forward", "plan"), ("forward_and_backward", "with gradient")):
+            if memory := found[0][key].get(name, {}).get("memory_in_inputs"):
+                names.append(f"{LABELS[name]}, {what}")
+                values.append(memory)
+                colours.append(f"C{colour}")
+    axis.set_axis_on()
+    axis.invert_yaxis()
+    axis.bar_label(axis.barh(names, values, color=colours), padding=3, fontsize=8)
+    axis.margins(x=0.12)
+    axis.tick_params(axis="y", labelsize=8)
+    problems, prompts, epsilon = HEADLINE
+    axis.set_title(f"Memory, {problems}×1024×{prompts}, ε = {epsilon}")
+    axis.set_xlabel("allocated beside the input, in inputs")
 
 
 def main() -> None:
