@@ -25,6 +25,7 @@ BOLD_STEPS = 24  # steps after which a problem is taken for one that needs care
 PATIENCE = 6  # steps that may fail before that
 MAX_STEPS = 200
 LONGEST_STEP = 16.0  # range of a bold step: longer ones leave the range of float32
+PART = 256  # pixels: in longer sums of terms all alike, rounding grows beyond 1e-6
 TINY = 1e-30  # a graph whose edges weigh less has come apart
 
 # of an array that stays the same for a whole solve, and the shifts of the potentials
@@ -69,36 +70,31 @@ def solve(
     tolerance: float,
 ) -> Solved:
     """Solve to an L1 error of at most `tolerance` in b; a is met to rounding."""
-    if epsilon * LARGEST_EXPONENT >= LARGEST_COST:
-        state, constant = _exponentiated(similarity, a, b, epsilon, tolerance)
-        (shift, scale), kernel = state.potentials, constant
-    else:
-        state, constant = _log_domain(similarity, a, b, epsilon, tolerance)
-        shift, scale = state.potentials
-        kernel = _log_kernel(constant, shift)
-    weighted = kernel * scale[..., None]
+    start_of = _exponentiated if epsilon * LARGEST_EXPONENT >= LARGEST_COST else _log_domain
+    kernel_of, constant, start = start_of(similarity, a, b, epsilon)
+    state, constant = _newton(kernel_of, constant, start, a, b, tolerance=tolerance)
+    shift, scale = state.potentials
+    weighted = kernel_of(constant, shift) * scale[..., None]
     plan = weighted * quotient(a, jnp.sum(weighted, axis=-2))[..., None, :]
     return Solved(plan, shift + jnp.log(scale), state.steps)
 
 
-def _exponentiated(similarity, a, b, epsilon, tolerance):
-    """Solve with the kernel exponentiated once: an iteration is products and sums."""
+def _exponentiated(similarity, a, b, epsilon):
+    """Where to start with the kernel exponentiated once: an iteration is products and sums."""
     # Behind the barrier there is one kernel; XLA would transpose one for each of its uses.
     kernel = jax.lax.optimization_barrier(jnp.exp((similarity - 1.0) / epsilon))
     # Columns first, as in the log domain below: no sum can underflow.
     columns = jnp.sum(kernel * a[..., None, :], axis=-1)
-    start = Potentials(jnp.zeros_like(b), quotient(b, columns))
-    return _newton(_keep, kernel, start, a, b, tolerance=tolerance, absorb=False)
+    return _keep, kernel, Potentials(jnp.zeros_like(b), quotient(b, columns))
 
 
-def _log_domain(similarity, a, b, epsilon, tolerance):
-    """Solve with a kernel that follows the potentials, for an ε too small to exponentiate."""
+def _log_domain(similarity, a, b, epsilon):
+    """Where to start with a kernel that follows the potentials: ε is too small to exponentiate."""
     exponent = jax.lax.optimization_barrier(similarity / epsilon)
     # Every prompt starts with a pixel of its own: no column sum underflows, however small ε is.
     best = jnp.max(jnp.where(a[..., None, :] > 0, exponent, -jnp.inf), axis=-1)
     shift = jnp.where(b > 0, -jnp.round(best), -jnp.inf)
-    start = Potentials(shift, (b > 0).astype(b.dtype))
-    return _newton(_log_kernel, exponent, start, a, b, tolerance=tolerance, absorb=True)
+    return _log_kernel, exponent, Potentials(shift, (b > 0).astype(b.dtype))
 
 
 def _keep(kernel, shift):
@@ -109,16 +105,18 @@ def _keep(kernel, shift):
 def _log_kernel(exponent, shift):
     """exp(exponent + shift), up to a factor per pixel that makes its largest entry 1."""
     x = exponent + shift[..., None]
-    return jnp.exp(x - jnp.max(x, axis=-2, keepdims=True))
+    largest = jnp.max(x, axis=-2, keepdims=True)
+    # without any prompt the largest is −inf, and the kernel 0
+    return jnp.exp(x - jnp.where(largest == -jnp.inf, 0.0, largest))
 
 
-def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance, absorb: bool):
+def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
     """Newton's method on the potentials, each problem on its own and frozen once it is done.
 
     Returns the last state and `constant`, which a caller should use in place of its own: carried
     through the loop it needs no copy.
     """
-    move = functools.partial(_move, absorb=absorb)
+    move = functools.partial(_move, absorb=kernel_of is _log_kernel)
     potentials = start
     for _ in range(WARM_STEPS):
         columns = _columns(kernel_of(constant, potentials.shift), potentials.scale, a)
@@ -219,8 +217,13 @@ def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..
 
 
 def gram(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
-    """x·xᵀ. HIGHEST: marginals are sums of it, and they must be right to 1e-7."""
-    return jnp.einsum("...nm,...km->...nk", x, x, precision=jax.lax.Precision.HIGHEST)
+    """x·xᵀ. HIGHEST, and in parts: marginals are sums of it, and they must be right to 1e-7."""
+    if x.shape[-1] <= 4 * PART:  # as good, and faster in one
+        return jnp.einsum("...nm,...km->...nk", x, x, precision=jax.lax.Precision.HIGHEST)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % PART)])
+    x = x.reshape(*x.shape[:-1], -1, PART)
+    parts = jnp.einsum("...npm,...kpm->...pnk", x, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(parts, axis=-3)
 
 
 def solve_laplacian(
@@ -228,7 +231,7 @@ def solve_laplacian(
     ground: Float[Array, "*batch n"],
     residual: Float[Array, "*batch n"],
     *,
-    apart: float = 0.0,
+    apart: float,
 ) -> Float[Array, "*batch n"]:
     """Solve (diag(ground + edges·1) − edges)·x = residual; without ground, the last x is 0.
 

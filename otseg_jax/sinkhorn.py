@@ -53,15 +53,16 @@ def sinkhorn(
             and its memory does not grow with the steps. A number runs exactly that many updates
             (rows, then columns, so that columns are met exactly) and differentiates through them.
         tolerance: largest Σₙ|column sum − b| at which a problem is solved, without `iterations`;
-            rows are then met to rounding.
-        pixel_weights: bool or f32[..., m], ≥ 0, a up to scale; None: all alike. False or 0 masks a
-            pixel: its row is exactly 0, whatever its similarities are, NaN included.
+            rows are then met to rounding. (Rows and columns change places where m < n.) Less than
+            about 2e-7 is out of reach in float32: such a problem is given up on after 200 steps.
+        pixel_weights: bool or f32[..., m], ≥ 0, a up to scale; None: all alike. False or 0 (or
+            less) masks a pixel: its row is exactly 0, whatever its similarities are, NaN included.
         prompt_weights: bool or f32[..., n], ≥ 0, b up to scale, likewise. Where nothing is left of
             the pixels or of the prompts, the plan is 0.
 
     Returns:
         f32[..., m, n], non-negative; rows sum to a, columns to b, everything to 1. A problem that
-        holds a NaN returns NaN, and only that one.
+        holds a NaN, among its weights too, returns NaN, and only that one.
 
     Raises:
         ValueError: epsilon, iterations or tolerance is not positive, or m or n is zero.
@@ -170,12 +171,12 @@ def solve(
     """
     kernel, a, b = problem = _prepare(similarity, pixel_weights, prompt_weights)
     solved = _solve(*problem, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
-    plan, v = jax.lax.stop_gradient((solved.plan, solved.potentials))
+    plan, v, a, b = jax.lax.stop_gradient((solved.plan, solved.potentials, a, b))
     row_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=-2) - a), axis=-1)
     column_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=-1) - b), axis=-1)
     exponent = jax.lax.stop_gradient((kernel - 1.0) / epsilon) + v[..., None]
-    pixels = xlogy(a, a) - a * logsumexp(exponent, axis=-2)
-    prompts = b * jnp.where(b > 0, v, 0.0)
+    pixels = jnp.where(a == 0, 0.0, xlogy(a, a) - a * logsumexp(exponent, axis=-2))
+    prompts = jnp.where(b == 0, 0.0, b * v)
     dual = epsilon * (jnp.sum(pixels, axis=-1) + jnp.sum(prompts, axis=-1))
     return Solution(
         plan=jnp.swapaxes(solved.plan, -1, -2),
@@ -188,6 +189,7 @@ def solve(
 
 def _prepare(similarity, pixel_weights, prompt_weights):
     """Similarity [..., n, m] with 0 where masked, and the marginals a [..., m] and b [..., n]."""
+    similarity = jnp.asarray(similarity)  # a float64 of NumPy becomes float32, without x64
     m, n = similarity.shape[-2:]
     if m == 0 or n == 0:
         raise ValueError(f"sinkhorn needs at least one pixel and one prompt, got m={m}, n={n}")
@@ -204,9 +206,10 @@ def _prepare(similarity, pixel_weights, prompt_weights):
     )
     if pixel_weights is not None or prompt_weights is not None:
         # A zero among zeros has no direction to grow in: its gradient is 0 by definition.
-        a, b = jnp.where(a > 0, a, 0.0), jnp.where(b > 0, b, 0.0)
-        some = jnp.any(a > 0, axis=-1) & jnp.any(b > 0, axis=-1)
-        a, b = jnp.where(some[..., None], a, 0.0), jnp.where(some[..., None], b, 0.0)
+        # (`<=`, and not its opposite: a NaN is no mask, it has to reach the plan.)
+        a, b = jnp.where(a <= 0, 0.0, a), jnp.where(b <= 0, 0.0, b)
+        none = jnp.all(a == 0, axis=-1) | jnp.all(b == 0, axis=-1)
+        a, b = jnp.where(none[..., None], 0.0, a), jnp.where(none[..., None], 0.0, b)
         kernel = jnp.where((a[..., None, :] > 0) & (b[..., None] > 0), kernel, 0.0)
     a = newton.quotient(a, jnp.sum(a, axis=-1, keepdims=True))
     b = newton.quotient(b, jnp.sum(b, axis=-1, keepdims=True))
@@ -227,7 +230,7 @@ def _solve(similarity, a, b, *, epsilon, iterations, tolerance) -> newton.Solved
     # More prompts than pixels: the solver eliminates the longer side, so the two change places.
     solved = transport.solve(jnp.swapaxes(similarity, -1, -2), b, a, epsilon, tolerance)
     exponent = (similarity - 1.0) / epsilon + solved.potentials[..., None, :]
-    v = jnp.where(b > 0, jnp.log(b) - logsumexp(exponent, axis=-1), -jnp.inf)
+    v = jnp.where(b == 0, -jnp.inf, jnp.log(b) - logsumexp(exponent, axis=-1))
     v = jax.lax.stop_gradient(v)
     return newton.Solved(jnp.swapaxes(solved.plan, -1, -2), v, solved.steps)
 
@@ -237,9 +240,9 @@ def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:
     kernel = (similarity - 1.0) / epsilon
 
     def potential(weights, exponent, axis):
-        present = weights > 0
-        log = jnp.log(jnp.where(present, weights, 1.0))
-        return jnp.where(present, log - logsumexp(exponent, axis=axis), -jnp.inf)
+        absent = weights == 0
+        log = jnp.log(jnp.where(absent, 1.0, weights))
+        return jnp.where(absent, -jnp.inf, log - logsumexp(exponent, axis=axis))
 
     def update(potentials, _):
         _, v = potentials
@@ -248,7 +251,7 @@ def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:
         return (u, v), None
 
     # Checkpointed: the backward pass keeps m + n numbers an iteration, not several m·n arrays.
-    start = (jnp.zeros_like(a), jnp.where(b > 0, jnp.zeros_like(b), -jnp.inf))
+    start = (jnp.zeros_like(a), jnp.where(b == 0, -jnp.inf, jnp.zeros_like(b)))
     (u, v), _ = jax.lax.scan(jax.checkpoint(update), start, length=iterations)
     plan = jnp.exp(kernel + u[..., None, :] + v[..., None])
     steps = jnp.full(a.shape[:-1], iterations, jnp.int32)

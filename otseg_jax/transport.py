@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from otseg_jax import newton
-from otseg_jax.newton import Solved, gram, quotient, solve_laplacian
+from otseg_jax.newton import TINY, Solved, gram, quotient
 
 CHUNK = 2**17  # entries of the similarities that a CPU works on at a time
 MOST_PROBLEMS = 64  # at a time: more small ones gain nothing
@@ -30,8 +30,8 @@ def solve(
     """Solve to an L1 error of at most `tolerance` in b; a is met to rounding.
 
     The plan is differentiable in similarity, a and b by the implicit function theorem, in reverse
-    mode and any number of times; the gradient of a weight that is 0 is 0. Potentials and steps are
-    constants.
+    mode and any number of times; the gradient of a weight that is 0 is 0, and so is that of mass
+    moved between prompts that share less than 1e-30 of it. Potentials and steps are constants.
     """
     return by_chunks(
         functools.partial(newton.solve, epsilon=epsilon, tolerance=tolerance), similarity, a, b
@@ -127,11 +127,15 @@ def adjoint(
 def _adjoint(cotangent, plan, a, *, epsilon):
     inverse = quotient((a > 0).astype(a.dtype), a)
     mean = jnp.sum(plan * cotangent, axis=-2) * inverse
-    # Centred per pixel: the right-hand side then sums to 0, as the Laplacian's range demands.
     weighted = plan * (cotangent - mean[..., None, :])
     edges = gram(plan * jnp.sqrt(inverse)[..., None, :])
-    lacking = jnp.sum(weighted, axis=-1)
-    beta = solve_laplacian(edges, jnp.zeros_like(lacking), lacking)
+    flow = jnp.einsum(
+        "...nm,...km->...nk",
+        weighted * inverse[..., None, :],
+        plan,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    beta = solve_flow(edges, flow - jnp.swapaxes(flow, -1, -2))
     shared = jnp.sum(plan * beta[..., None], axis=-2) * inverse
     gradient = (weighted - plan * (beta[..., None] - shared[..., None, :])) / epsilon
     return gradient, mean - shared, beta
@@ -147,3 +151,50 @@ def _adjoint_backward(epsilon, residuals, cotangents):
 
 
 adjoint.defvjp(_adjoint_forward, _adjoint_backward)
+
+
+def solve_flow(
+    edges: Float[Array, "*batch n n"], flow: Float[Array, "*batch n n"]
+) -> Float[Array, "*batch n"]:
+    """Solve Σₖ edges[j, k]·(x[j] − x[k]) = Σₖ flow[j, k] for x, of which the last is 0.
+
+    Elimination without subtraction, as in `newton.solve_laplacian`, of each edge's flow beside its
+    weight. Their quotient stays a mean of what cotangents differ by; summed per node, the flow of
+    a weak edge would drown in the rounding of strong ones, and x is that flow over that weight.
+
+    Args:
+        edges: [..., n, n], symmetric, ≥ 0; the diagonal is ignored.
+        flow: [..., n, n], antisymmetric, at most of the size of edges times the cotangents.
+    """
+    n = edges.shape[-1]
+    index = jnp.arange(n).reshape((1,) * (edges.ndim - 2) + (n,))
+    diagonal = jnp.eye(n, dtype=bool).reshape((1,) * (edges.ndim - 2) + (n, n))
+
+    def eliminate(k, system):
+        edges, flow, lead = system
+        edge, along = (
+            jnp.where(index > k, jax.lax.dynamic_index_in_dim(x, k, axis=-2, keepdims=False), 0.0)
+            for x in (edges, flow)
+        )
+        pivot = jnp.sum(edge, axis=-1, keepdims=True)
+        tied = pivot > TINY
+        # Scaled by a constant, for the second derivative: it squares the pivot.
+        scale = jax.lax.stop_gradient(jnp.where(tied, 1.0 / jnp.where(tied, pivot, 1.0), 0.0))
+        pivot = jnp.where(tied, pivot * scale, 1.0)
+        share = edge * scale / pivot
+        ahead = jnp.sum(along, axis=-1, keepdims=True) * scale / pivot
+        through = share[..., None] * along[..., None, :]
+        edges = edges + jnp.where(diagonal, 0.0, share[..., None] * edge[..., None, :])
+        flow = flow + through - jnp.swapaxes(through, -1, -2)
+        edges = jax.lax.dynamic_update_index_in_dim(edges, share, k, axis=-2)
+        return edges, flow, jnp.where(index == k, ahead, lead)
+
+    def substitute(i, x):
+        k = n - 1 - i
+        share = jax.lax.dynamic_index_in_dim(shares, k, axis=-2, keepdims=False)
+        value = jnp.sum(share * x, axis=-1, keepdims=True)
+        return jnp.where(index == k, lead + value, x)
+
+    start = (jnp.where(diagonal, 0.0, edges), flow, jnp.zeros_like(edges[..., 0]))
+    shares, _, lead = jax.lax.fori_loop(0, n, eliminate, start)
+    return jax.lax.fori_loop(0, n, substitute, jnp.zeros_like(lead))

@@ -1,5 +1,7 @@
 """Sinkhorn and MPS against the authors' numbers, ott-jax, linear programming and mathematics."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,10 +136,12 @@ def test_dual_value_of_an_unfinished_plan_is_a_lower_bound():
     assert np.all(np.diff([value.marginal_error for value in values], axis=0) < 0)
 
 
-@pytest.mark.parametrize("iterations", [None, 300])
-def test_masked_pixels_and_prompts_are_as_if_they_were_not_there(iterations):
+@pytest.mark.parametrize(
+    "options", [{}, {"epsilon": 0.01}, {"iterations": 300}], ids=["exponentiated", "log", "scan"]
+)
+def test_masked_pixels_and_prompts_are_as_if_they_were_not_there(options):
     def total(similarity, weights):
-        return jnp.sum(mps(similarity, iterations=iterations, **weights) ** 2)
+        return jnp.sum(mps(similarity, **options, **weights) ** 2)
 
     similarity = random_similarity(10, 2, 30, 6)
     pixels, prompts = np.arange(30) % 3 > 0, np.arange(6) != 2
@@ -146,10 +150,11 @@ def test_masked_pixels_and_prompts_are_as_if_they_were_not_there(iterations):
     weights = {"pixel_weights": pixels, "prompt_weights": prompts}
     weights = {name: jnp.stack([mask, np.ones_like(mask)]) for name, mask in weights.items()}
     padded = padded.at[1].set(similarity[1])
-    plan = sinkhorn(padded, iterations=iterations, **weights)
+    plan = sinkhorn(padded, **options, **weights)
     bare = similarity[0][np.ix_(pixels, prompts)]
-    expected = sinkhorn(bare, iterations=iterations)
-    np.testing.assert_allclose(plan[0][np.ix_(pixels, prompts)], expected, rtol=2e-5, atol=1e-9)
+    expected = sinkhorn(bare, **options)
+    # both within the tolerance of the marginals, which small entries feel the most
+    np.testing.assert_allclose(plan[0][np.ix_(pixels, prompts)], expected, rtol=2e-5, atol=1e-8)
     assert not np.any(np.asarray(plan[0])[~kept])
     value, gradients = jax.jit(jax.value_and_grad(total))(padded, weights)
     alone = sum(
@@ -161,15 +166,65 @@ def test_masked_pixels_and_prompts_are_as_if_they_were_not_there(iterations):
     assert np.all(np.isfinite(gradients))
 
 
-@pytest.mark.parametrize("iterations", [None, 3])
-def test_nothing_left_gives_a_plan_of_zeros(iterations):
-    def total(similarity):
-        nothing = jnp.zeros((4, 3), bool)
-        return jnp.sum(mps(similarity, iterations=iterations, prompt_weights=nothing))
+@pytest.mark.parametrize("options", [{}, {"epsilon": 0.01}, {"iterations": 3}], ids=str)
+def test_nothing_left_gives_a_plan_of_zeros(options):
+    nothing = jnp.zeros((4, 3), bool)
 
-    value, gradient = jax.jit(jax.value_and_grad(total))(random_similarity(11, 4, 10, 3))
+    def total(similarity):
+        return jnp.sum(mps(similarity, prompt_weights=nothing, **options))
+
+    similarity = random_similarity(11, 4, 10, 3)
+    value, gradient = jax.jit(jax.value_and_grad(total))(similarity)
     assert value == 0.0
     assert not np.any(gradient)
+    solution = solve(similarity, prompt_weights=nothing, **options)
+    assert not any(np.any(x) for x in (solution.plan, *solution[2:]))
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01])
+def test_pixels_and_prompts_may_change_places(epsilon):
+    # the same problem, but for what is a row: with m < n another side is eliminated
+    similarity = random_similarity(14, 2, 30, 4)
+    a, b = jnp.linspace(0.0, 1.0, 30), jnp.array([1.0, 0.0, 3.0, 2.0])
+    target = jnp.cos(jnp.arange(240.0)).reshape(2, 30, 4)
+
+    def upright(similarity, a, b):
+        plan = sinkhorn(similarity, epsilon=epsilon, pixel_weights=a, prompt_weights=b)
+        return jnp.sum(target * plan), plan
+
+    def lying(similarity, a, b):
+        turned = jnp.swapaxes(similarity, -1, -2)
+        plan = sinkhorn(turned, epsilon=epsilon, pixel_weights=b, prompt_weights=a)
+        plan = jnp.swapaxes(plan, -1, -2)
+        return jnp.sum(target * plan), plan
+
+    expected, actual = (
+        jax.jit(jax.value_and_grad(function, (0, 1, 2), has_aux=True))(similarity, a, b)
+        for function in (upright, lying)
+    )
+    values = [jax.tree.leaves(x) for x in (expected, actual)]
+    for one, other in zip(*values, strict=True):
+        # what 1e-6 of the marginals leaves open, times 1/ε in gradients
+        assert relative_error(other, one) < 2e-5
+
+
+def test_diagnostics_of_a_wide_problem():
+    solution = solve(jnp.swapaxes(similarity_of("hard"), -1, -2))
+    upright = solve(similarity_of("hard"))
+    assert solution.marginal_error.max() < 2e-6
+    np.testing.assert_allclose(solution.dual_value, upright.dual_value, atol=1e-6)
+    np.testing.assert_allclose(solution.entropy, upright.entropy, atol=1e-5)
+
+
+def test_only_the_plan_has_a_gradient():
+    def total(similarity, a, field):
+        return jnp.sum(getattr(solve(similarity, pixel_weights=a), field))
+
+    for field in ("marginal_error", "entropy", "dual_value"):
+        gradients = jax.grad(total, (0, 1))(
+            random_similarity(15, 9, 3), jnp.linspace(1, 2, 9), field
+        )
+        assert not any(np.any(gradient) for gradient in gradients)
 
 
 def test_weights_are_the_marginals():
@@ -186,6 +241,18 @@ def test_a_nan_stays_in_its_problem():
         assert np.all(np.isnan(plan[1]))
         whole = np.asarray(sinkhorn(similarity, **options))
         np.testing.assert_array_equal(plan[::2], whole[::2])
+        for name, size in (("pixel_weights", 40), ("prompt_weights", 5)):
+            weights = np.ones((3, size), np.float32)
+            weights[1, 3] = np.nan
+            plan = sinkhorn(similarity, **options, **{name: jnp.asarray(weights)})
+            assert np.all(np.isnan(plan[1]))
+            assert np.all(np.isfinite(plan[::2]))
+
+
+def test_numpy_arrays_of_double_precision_are_solved_in_float32():
+    similarity = np.asarray(random_similarity(16, 20, 3), np.float64)
+    unchecked = inspect.unwrap(sinkhorn)  # only this session insists on JAX's arrays
+    np.testing.assert_array_equal(unchecked(similarity), sinkhorn(jnp.asarray(similarity)))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +261,8 @@ def test_a_nan_stays_in_its_problem():
     ids=str,
 )
 def test_bad_options_are_named(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=rf"got .*{name}={value}\b"):
         sinkhorn(jnp.zeros((3, 2)), **options)
 
 
