@@ -127,6 +127,7 @@ def adjoint(
 def _adjoint(cotangent, plan, a, *, epsilon):
     inverse = quotient((a > 0).astype(a.dtype), a)
     mean = jnp.sum(plan * cotangent, axis=-2) * inverse
+    # Centred per pixel: a constant moves nothing, and would round off what prompts differ by.
     weighted = plan * (cotangent - mean[..., None, :])
     edges = gram(plan * jnp.sqrt(inverse)[..., None, :])
     flow = jnp.einsum(

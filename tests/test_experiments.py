@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ablations, shapes_cells, table1
+from experiments import ablations, benchmark_mps, shapes_cells, table1
 from experiments.shapes_cells import Cell
+from otseg_jax.sinkhorn import solve
 
 FOLDER = Path(table1.__file__).parent
 MAKE_RESULTS = (
@@ -86,3 +89,39 @@ def test_area_under_seen_over_unseen():
     # worse in both than another offset: not part of the trade-off
     assert ablations.area([*straight, [10.0, 20.0, 0.0], [55.0, 45.0, 0.0]]) == 50.0
     assert ablations.area([*straight, [40.0, 10.0, 0.0]]) == 50.0
+
+
+def test_the_benchmark_of_mps_is_whole_and_the_readme_states_it():
+    result = json.loads((FOLDER / "benchmark_mps.json").read_text())
+    cases = {(case["problems"], case["prompts"], case["epsilon"]): case for case in result["cases"]}
+    assert set(cases) == set(benchmark_mps.CASES)
+    for case in cases.values():
+        ours = case["forward"]["ours"]
+        assert ours["marginal_error"] < benchmark_mps.ACCEPTED * result["tolerance"]
+        assert "median_ms" in ours
+    headline = cases[benchmark_mps.HEADLINE]
+    plan = {n: r["median_ms"] for n, r in headline["forward"].items()}
+    gradient = {
+        name: headline["forward_and_backward"][name]["median_ms"]
+        for name in ("ours", "unrolled_100")
+    }
+    ours = plan["ours"]
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    assert (
+        f"on two CPU cores: {ours:.0f} ms, {plan['ott_log'] / ours:.0f} times as fast as `vmap` of "
+        f"ott-jax in its log mode, {plan['ott_kernel'] / ours:.1f} times its kernel mode, "
+        f"{plan['scan'] / ours:.1f} times a plain scan, and with the gradient "
+        f"{gradient['unrolled_100'] / gradient['ours']:.0f} times as fast as unrolled"
+    ) in readme
+
+
+def test_the_plain_scan_gets_no_update_more_than_it_needs():
+    similarity = benchmark_mps.draw(2, 3)
+    count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)
+    with jax.enable_x64(True):
+        double = jnp.asarray(np.float64(similarity))
+        errors = [
+            solve(double, epsilon=0.05, iterations=number).marginal_error.max()
+            for number in (count - 1, count)
+        ]
+    assert errors[1] <= 1e-6 < errors[0]
