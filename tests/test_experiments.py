@@ -119,9 +119,9 @@ def test_the_plain_scan_gets_no_update_more_than_it_needs():
     similarity = benchmark_mps.draw(2, 3)
     count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)
     with jax.enable_x64(True):
-        double = jnp.asarray(np.float64(similarity))
+        double = jnp.asarray(np.asarray(similarity), jnp.float64)
         errors = [
-            solve(double, epsilon=0.05, iterations=number).marginal_error.max()
+            float(solve(double, epsilon=0.05, iterations=number).marginal_error.max())
             for number in (count - 1, count)
         ]
     assert errors[1] <= 1e-6 < errors[0]
