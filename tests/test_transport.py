@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 from oracles import numbers, relative_error
+from scipy.optimize import linprog
 from scipy.special import logsumexp, softmax
 
 from otseg_jax import newton
@@ -102,6 +103,29 @@ def test_gradients_of_both_orders_equal_central_differences():
         check_grads(loss, (similarity, a, b), order=2, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
+@jax.jit
+@jax.value_and_grad
+def sine_and_gradient(similarity):
+    return jnp.sum(jnp.sin(50.0 * sinkhorn(similarity, tolerance=1e-13)))
+
+
+@few
+@given(seeds)
+def test_gradient_along_any_direction_is_a_central_difference(seed):
+    with jax.enable_x64(True):
+        direction = np.random.default_rng(seed).normal(size=(PROBLEMS, PIXELS, PROMPTS))
+        similarity = 0.99 * np.float64(random_similarity(seed))
+        step = 1e-5 * direction
+        (above, _), (below, _), (_, gradient) = (
+            sine_and_gradient(jnp.asarray(x))
+            for x in (similarity + step, similarity - step, similarity)
+        )
+        difference = float(above - below) / 2e-5
+        # relative to what it could be, as a sum over so many may cancel; h² of the difference
+        size = float(np.linalg.norm(gradient) * np.linalg.norm(direction))
+        assert abs(float(np.vdot(gradient, direction)) - difference) < 1e-6 * size + 1e-9
+
+
 def test_gradient_of_a_zero_weight_is_zero():
     similarity = jnp.asarray(random_similarity(3))
     a = jnp.arange(float(PIXELS)) % 3
@@ -158,6 +182,22 @@ def test_properties_of_a_plan(seed):
     assert (
         relative_error(sinkhorn(jnp.asarray(scaled)), sinkhorn(jnp.asarray(similarity / 2))) < 2e-5
     )
+
+
+@few
+@given(seeds)
+def test_small_epsilon_approaches_linear_programming(seed):
+    similarity = random_similarity(seed, 12, 4)
+    m, n = similarity.shape
+    rows = np.kron(np.eye(m), np.ones(n))
+    columns = np.kron(np.ones(m), np.eye(n))
+    marginals = np.concatenate([np.full(m, 1 / m), np.full(n, 1 / n)])
+    cost = 1.0 - np.asarray(similarity, np.float64)
+    optimum = linprog(cost.ravel(), A_eq=np.concatenate([rows, columns]), b_eq=marginals).fun
+    plan = sinkhorn(jnp.asarray(similarity), epsilon=0.002)
+    value = float(np.sum(np.asarray(plan) * cost))
+    # the entropic plan costs more than the optimum, by at most ε·log(m·n)
+    assert optimum - 1e-6 <= value <= optimum + 0.002 * np.log(m * n)
 
 
 @few
