@@ -2,6 +2,7 @@
 
     python experiments/benchmark_mps.py            # → experiments/benchmark_mps.{json,png}
     python experiments/benchmark_mps.py --quick    # one small case, to see that it runs
+    python experiments/benchmark_mps.py --more     # go on after a stop
     python experiments/benchmark_mps.py --plot     # the picture alone, from the JSON
 
 Every method solves the same problems until its marginals are right to 1e-6 (L1, each problem), the
