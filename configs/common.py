@@ -91,6 +91,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "buffer": 4,  # examples read ahead (any value, same result)
             },
             "train": {
+                # optimiser steps; a transductive run goes through the second half of a schedule
                 "steps": steps // 2 if regime == "transductive" else steps,
                 "batch_size": 16,  # images a step, over all devices
                 "accumulate": 1,  # parts that a batch is worked through in

@@ -11,18 +11,33 @@ base, the weight of the MPS path (0: decoder alone, 1: MPS alone) and the offset
 the scores of seen classes are swept. Runs that are done are kept, also those of `table1.py`.
 """
 
+import dataclasses
 import itertools
 import json
-import shutil
 import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 
 from configs import common
-from experiments import shapes_cells, table1
-from experiments.shapes_cells import CLIP, Cell
+from configs import shapes as shapes_config
+from experiments import grid, table1
+from experiments.grid import CLIP, Cell
+from otseg_jax import build, cli
+from otseg_jax import main as main_module
+from otseg_jax.checkpoints.pretrained import Pretrained
+from otseg_jax.checkpoints.spec import Origin
+from otseg_jax.convert import read, write
+from otseg_jax.data.classes import VOCABULARIES
+from otseg_jax.data.shapes import Shapes
+from otseg_jax.evaluation import metrics
+from otseg_jax.models.clip import VisionTower
+from otseg_jax.predict import Segmenter
+from otseg_jax.training import loop
+from otseg_jax.weights import names as weight_names
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -79,26 +94,10 @@ def variants(seed: int, runs: Path) -> dict[str, dict[str, Cell]]:
 
 def prepare_controls(runs: Path) -> None:
     """The shuffled text embeddings, and the packaged CLIP with a vision tower as drawn."""
-    from flax import nnx
-    from safetensors.numpy import load_file, save_file
-
-    from configs import shapes
-    from otseg_jax import text
-    from otseg_jax.data.classes import VOCABULARIES
-    from otseg_jax.models.clip import VisionTower
-    from otseg_jax.towers import pretrained
-    from otseg_jax.weights import hugging_face, table
-
-    config = shapes.get_config()
-    towers = pretrained(str(CLIP), image_size=config.data.crop)
+    config = shapes_config.get_config()
+    clip = build.load_clip(CLIP).clip
     names = VOCABULARIES["shapes"].names
-    embeddings = text.load_or_embed(
-        names,
-        tuple(config.text.templates),
-        towers.make_text_tower(),
-        towers.tokenizer,
-        text_fingerprint=towers.text_fingerprint,
-    )
+    embeddings = clip.embed(names, config.text.templates)
     # at random: what is systematic, such as every colour to the next, could be learned
     dealt = np.arange(len(names))
     rng = np.random.default_rng(0)
@@ -107,51 +106,42 @@ def prepare_controls(runs: Path) -> None:
     runs.mkdir(parents=True, exist_ok=True)
     np.save(runs / "shuffled_text.npy", embeddings[dealt])
     folder = runs / "clip_random_vision"
-    shutil.copytree(CLIP, folder, dirs_exist_ok=True)
-    arrays = load_file(CLIP / "model.safetensors")
-    vision, sizes = hugging_face.read_config(folder)
-    drawn = nnx.state(VisionTower(vision, rngs=nnx.Rngs(0)))
-    leaves = {f"vision/{name}": np.asarray(x) for name, x in table.flatten(drawn).items()}
-    rules = hugging_face.rules(vision.layers, sizes.layers)
-    rules = [rule for rule in rules if rule.target.startswith("vision/")]
-    fresh = {n: np.ascontiguousarray(x) for n, x in table.invert(rules, leaves).items()}
-    save_file({**arrays, **fresh}, folder / "model.safetensors", metadata={"format": "pt"})
+    drawn = nnx.state(VisionTower(clip.vision_config, rngs=nnx.Rngs(0)))
+    vision = {name: np.asarray(x) for name, x in weight_names.flatten(drawn).items()}
+    if not folder.exists():
+        untrained = dataclasses.replace(clip, vision=vision)
+        origin = Origin(name="packaged, vision tower as drawn", format="hugging_face")
+        write.to_hugging_face(folder, Pretrained(clip=untrained, origin=origin))
 
 
-def run_with(plan: str) -> None:
-    """`otseg_jax.main` with another plan in place of the transport plan, in model and decoder."""
-    import jax
-    import jax.numpy as jnp
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Plans whose rows sum to 1/m, as those of a transport plan; columns as they come."""
 
-    from otseg_jax import main
-    from otseg_jax.models import decoder, otseg
+    plan: str
+    epsilon: float
 
-    def rows(similarity, *, epsilon, **_):
-        """Rows that sum to 1/m, as those of a transport plan; columns as they come."""
-        logits = similarity / epsilon if plan == "softmax" else jnp.zeros_like(similarity)
+    def __call__(self, similarity):
+        """Softmax over prompts, or the plain mean."""
+        logits = similarity / self.epsilon if self.plan == "softmax" else 0.0 * similarity
         return jax.nn.softmax(logits, axis=-1) / similarity.shape[-2]
 
-    def score(similarity, **options):
-        m, n = similarity.shape[-2:]
-        return m * n * jnp.sum(rows(similarity, **options) * similarity, axis=-1)
 
-    decoder.sinkhorn, otseg.mps = rows, score
-    main.run()
+def run_with(plan: str, argv: list[str]) -> None:
+    """`otseg_jax.main` with another plan in place of the transport plan, in model and decoder."""
+    cli.parse(argv, main_module.FLAGS, config=main_module.CONFIG, required=["config", "workdir"])
+    options = build.settings_of(main_module.CONFIG.value)
+    rows = Rows(plan, options.model.epsilon)
+    cli.run(lambda: loop.train(options, main_module.WORKDIR.value, transport=rows))
 
 
 def sweep(cell: Cell, runs: Path) -> dict:
     """Scores of the base once per photo; from them every weight and every offset."""
-    from configs import shapes
-    from otseg_jax import importing, metrics
-    from otseg_jax.data.shapes import Shapes
-    from otseg_jax.predict import Segmenter
-
-    config = shapes.get_config()
-    segmenter = Segmenter(importing.load(cell.folder(runs)).model, batch_size=8)
-    segmenter.config["seen_offset"] = 0.0
+    config = shapes_config.get_config()
+    model = read.load(cell.folder(runs)).model
     seed = int(cell.flags[-1].rsplit("=", 1)[1])
     photos = list(Shapes("val", size=config.data.images.val, seed=seed))
-    vocabulary = segmenter.vocabulary
+    vocabulary = model.spec.vocabulary
     seen = np.zeros((len(vocabulary), 1, 1), np.float32)
     seen[list(vocabulary.seen)] = 1.0
 
@@ -161,11 +151,14 @@ def sweep(cell: Cell, runs: Path) -> dict:
             for photo, s in zip(photos, scores, strict=True)
         )
         found = metrics.summary(counts, vocabulary.names, vocabulary.unseen)
-        return [round(found[measure], 2) for measure in shapes_cells.MEASURES]
+        return [round(found[measure], 2) for measure in grid.MEASURES]
 
     result: dict = {"weight": {}, "offset": {}}
     for weight in WEIGHTS:
-        segmenter.config["mps_weight"] = weight
+        spec = dataclasses.replace(
+            model.spec, seen_offset=0.0, outputs=model.spec.model.outputs(mps_weight=weight)
+        )
+        segmenter = Segmenter(dataclasses.replace(model, spec=spec), batch_size=8)
         scores = [segmenter.scores(segmenter.prepare(photo["image"])) for photo in photos]
         result["weight"][str(weight)] = summary(scores, 0.0)
         if weight in (0.0, 0.5):
@@ -199,7 +192,7 @@ def markdown(result: dict) -> str:
         ]
         for answer, methods in answers.items():
             for method, figures in methods.items():
-                row = " | ".join(shapes_cells.show(figures[m]) for m in shapes_cells.MEASURES)
+                row = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
                 lines.append(f"| {answer} | {table1.METHODS[method]} | {row} |")
     lines += [
         "",
@@ -264,18 +257,18 @@ def plot(result: dict, path: Path) -> None:
 
 def main() -> None:
     """Run what is missing, then write figures, table and plot."""
-    options = shapes_cells.parse(__doc__.splitlines()[0])
+    options = grid.parse(__doc__.splitlines()[0])
     runs = options.runs
     prepare_controls(runs)
     asked = {seed: variants(seed, runs) for seed in options.seeds}
     cells = [c for questions in asked.values() for a in questions.values() for c in a.values()]
-    shapes_cells.run(cells, runs, jobs=options.jobs)
+    grid.run(cells, runs, jobs=options.jobs)
     first = asked[options.seeds[0]]
     result = {
         "seeds": options.seeds,
         "variants": {
             question: {
-                answer: shapes_cells.gather(
+                answer: grid.gather(
                     {seed: asked[seed][question][answer] for seed in options.seeds}, runs
                 )
                 for answer in answers
@@ -294,7 +287,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--plan"]:
         name = sys.argv.pop(2)
-        sys.argv.pop(1)
-        run_with(name)
+        sys.argv.pop(1)  # the configuration's flags look at what is left
+        run_with(name, sys.argv)
     else:
         main()

@@ -34,7 +34,7 @@ import scipy.special
 from tqdm import tqdm
 
 from otseg_jax import sinkhorn
-from otseg_jax.sinkhorn import solve
+from otseg_jax.ot.sinkhorn import solve
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-6

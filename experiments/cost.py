@@ -43,9 +43,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from otseg_jax import optim
 from otseg_jax.models.clip import VisionConfig
-from otseg_jax.models.otseg import OTSeg
+from otseg_jax.models.otseg import TRAINABLE, OTSeg, OTSegConfig
 
 VIT_B16 = VisionConfig(
     image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072, embed_dim=512
@@ -155,8 +154,8 @@ def build(name: str) -> OTSeg:
     """Make a model of `MODELS` with its initial weights."""
     decoder, _ = MODELS[name]
     # the paper's updates: Newton's steps hold products, and their number depends on the data
-    options = {"prompt_tokens": PROMPT_TOKENS, "sinkhorn": "unrolled"}
-    return OTSeg(VIT_B16, decoder=decoder, **options, rngs=nnx.Rngs(0))
+    config = OTSegConfig(decoder=decoder, prompt_tokens=PROMPT_TOKENS, sinkhorn="unrolled")
+    return OTSeg(VIT_B16, config, rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -171,7 +170,7 @@ def forward(name: str) -> tuple[Callable[..., Any], Any, Any, Any]:
 def count_parameters(name: str) -> dict[str, Any]:
     """Count parameters: {"trainable": {part: number}, "frozen": number}."""
     state = forward(name)[1]
-    trainable, frozen = nnx.split_state(state, optim.TRAINABLE, ...)
+    trainable, frozen = nnx.split_state(state, TRAINABLE, ...)
 
     def size(tree: Any) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(tree))

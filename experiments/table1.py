@@ -17,8 +17,8 @@ import json
 from pathlib import Path
 
 from configs import shapes
-from experiments import shapes_cells
-from experiments.shapes_cells import Cell
+from experiments import grid
+from experiments.grid import Cell
 
 HERE = Path(__file__).parent
 REGIMES = ("inductive", "transductive", "supervised")
@@ -66,7 +66,7 @@ def gather(seeds: list[int], runs: Path) -> dict:
         regime: {
             method: figures
             for decoder in DECODERS
-            for method, figures in shapes_cells.gather(
+            for method, figures in grid.gather(
                 {seed: cell(regime, decoder, seed) for seed in seeds}, runs
             ).items()
         }
@@ -85,7 +85,7 @@ def markdown(table: dict, continuation: dict, seeds: list[int]) -> str:
     ]
     for regime, methods in table.items():
         for method, figures in methods.items():
-            ours = " | ".join(shapes_cells.show(figures[m]) for m in shapes_cells.MEASURES)
+            ours = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
             theirs = " / ".join(f"{x:.1f}" for x in PUBLISHED[regime][method])
             rows.append(f"| {regime} | {METHODS[method]} | {ours} | {theirs} |")
     rows += [
@@ -96,7 +96,7 @@ def markdown(table: dict, continuation: dict, seeds: list[int]) -> str:
         "|---|---|---|---|",
     ]
     for method, figures in continuation.items():
-        ours = " | ".join(shapes_cells.show(figures[m]) for m in shapes_cells.MEASURES)
+        ours = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
         rows.append(f"| {METHODS[method]} | {ours} |")
     return "\n".join(rows) + "\n"
 
@@ -129,13 +129,13 @@ def plot(table: dict, path: Path) -> None:
 
 def main() -> None:
     """Run what is missing, then write table, figures and plot."""
-    options = shapes_cells.parse(__doc__.splitlines()[0])
+    options = grid.parse(__doc__.splitlines()[0])
     runs = options.runs
     cells = [cell(r, d, s) for r in REGIMES for d in DECODERS for s in options.seeds]
     after = {seed: continued(seed) for seed in options.seeds}
-    shapes_cells.run([*cells, *after.values()], runs, jobs=options.jobs)
+    grid.run([*cells, *after.values()], runs, jobs=options.jobs)
     table = gather(options.seeds, runs)
-    continuation = shapes_cells.gather(after, runs)
+    continuation = grid.gather(after, runs)
     text = markdown(table, continuation, options.seeds)
     result = {"seeds": options.seeds, "table": table, "continued": continuation}
     (HERE / "table1.json").write_text(json.dumps(result, indent=1) + "\n")

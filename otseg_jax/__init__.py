@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from otseg_jax.sinkhorn import mps, sinkhorn
+from otseg_jax.ot.sinkhorn import mps, sinkhorn
 
 if TYPE_CHECKING:
     from otseg_jax.predict import load

@@ -11,59 +11,49 @@ r"""Train or evaluate from the command line; every field of the configuration is
 `configs/common.py` lists the fields. A run goes on where it was if its command is given again.
 """
 
-import logging
 import sys
 
 import jax
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 from ml_collections import config_flags
 
-from otseg_jax import command, evaluate, train
+from otseg_jax import build, cli
+from otseg_jax.evaluation import report
+from otseg_jax.training import loop
 
+FLAGS = flags.FlagValues()
+flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, with a regime after a colon: configs/voc12.py:supervised"
+    "config",
+    None,
+    "Configuration file, with a regime after a colon: configs/voc12.py:supervised",
+    flag_values=FLAGS,
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, logs, tables and pictures")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate only")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints, logs, tables and pictures", flag_values=FLAGS
+)
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train and evaluate, or evaluate only", flag_values=FLAGS
+)
 MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Call jax.distributed.initialize() first: TPU pods and SLURM"
+    "multihost",
+    False,
+    "Call jax.distributed.initialize() first: TPU pods and SLURM",
+    flag_values=FLAGS,
 )
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-    """Run what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}: fields are set as --config.NAME=…")
+    """Run what the command line says."""
+    rest = cli.parse(argv, FLAGS, config=CONFIG, required=["config", "workdir"], usage=__doc__)
+    if rest:
+        sys.exit(f"error: unexpected arguments {rest}: fields are set as --config.NAME=…")
+    cli.quiet_libraries()
     if MULTIHOST.value:
         jax.distributed.initialize()
-    work = {"train": train.train_and_evaluate, "eval": evaluate.evaluate_checkpoint}[MODE.value]
-    command.run(lambda: work(CONFIG.value, flags.FLAGS.workdir))
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parse flags; a field or file that does not exist gets one line, not a traceback."""
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        _ = CONFIG.value.seed  # a file that could not be read raises only when it is used
-    except AttributeError as error:
-        reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-        sys.exit(f"error: --config has no such field: {reason}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}: run from the folder that holds `configs`")
-    except OSError as error:
-        sys.exit(f"error: --config cannot be read: {error}")
-    return rest
-
-
-def run() -> None:
-    """Parse the flags and do the work."""
-    # Orbax tells of every file at INFO; ours is worth hearing
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("otseg_jax").setLevel(logging.INFO)
-    app.run(main, flags_parser=parse)
+    work = {"train": loop.train, "eval": report.evaluate}[MODE.value]
+    cli.run(lambda: work(build.settings_of(CONFIG.value), str(WORKDIR.value)))
 
 
 if __name__ == "__main__":
-    run()
+    main(sys.argv)

@@ -13,22 +13,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Below this many entries a weight costs less to keep everywhere than to gather.
-SPLIT_FROM = 2**16
+SPLIT_FROM = 2**16  # entries; a smaller weight costs less to keep everywhere than to gather
 
 
 def make_mesh(
     *, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Arrange devices in a grid.
+    """Arrange devices in a grid with the axes ("data", "model").
 
     Args:
         data: devices that share a batch; -1 takes all that `model` leaves.
         model: devices that share one copy of the frozen weights; ≥ 1.
         devices: those to use; None for all.
-
-    Returns:
-        Mesh with axes ("data", "model"); XLA places what is not annotated (AxisType.Auto).
 
     Raises:
         ValueError: the grid does not use every device exactly once.
@@ -44,10 +40,12 @@ def make_mesh(
             f"mesh.data={data} × mesh.model={model} does not use {count} device(s) exactly once: "
             f"set --config.mesh.model to a divisor of {count} and --config.mesh.data=-1"
         )
+    # Else one copy of the weights would span processes.
     if jax.process_count() > 1 and jax.local_device_count() % model:
         raise ValueError(
             f"mesh.model={model} must divide the {jax.local_device_count()} devices of a process"
         )
+    # Auto: XLA places what is not annotated.
     return jax.make_mesh(
         (count // model, model),
         ("data", "model"),
@@ -69,12 +67,7 @@ def by_image(mesh: Mesh) -> NamedSharding:
 def by_weight(mesh: Mesh, leaf: Any) -> NamedSharding:
     """Longest axis that `model` divides, for a large weight; small ones are kept whole.
 
-    Args:
-        mesh: from `make_mesh`.
-        leaf: array or `jax.ShapeDtypeStruct`.
-
-    Returns:
-        The sharding of this leaf.
+    `leaf` may be abstract (`jax.ShapeDtypeStruct`).
     """
     parts = mesh.shape["model"]
     axes = [i for i in np.argsort(leaf.shape)[::-1] if leaf.shape[i] % parts == 0]

@@ -7,7 +7,6 @@ ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id)
 import hashlib
 import json
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,23 +17,16 @@ from flax import nnx
 from jaxtyping import Float, Int
 from transformers import CLIPTokenizer
 
+from otseg_jax import paths
 from otseg_jax.models.clip import TextTower
 
 LOGGER = logging.getLogger(__name__)
-
-BYTE_VOCABULARY = 258
-_BEGIN, _END = 256, 257
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template filled with every name, all templates of a class together.
 
-    Args:
-        names: k class names, spelt as they are to be read.
-        templates: n sentences, each with one "{}".
-
-    Returns:
-        k·n texts; text i·n+j is class i in template j.
+    Text i·n+j is class i of k, spelt as given, in template j of n, a sentence with one "{}".
 
     Raises:
         ValueError: no name, no template, a blank name, a template without exactly one "{}".
@@ -65,12 +57,8 @@ def tokenise(
     """CLIP's byte-pair tokens; a text that is too long is cut and keeps its EOT.
 
     Args:
-        texts: t sentences.
         tokenizer: folder with `tokenizer.json`, or `vocab.json` and `merges.txt`; or a hub name.
         context_length: l, tokens of one row.
-
-    Returns:
-        i32[t, l].
 
     Raises:
         FileNotFoundError: no such folder or hub name, or one without the files.
@@ -93,21 +81,30 @@ def tokenise(
 def save_tokenizer(tokenizer: str | Path, folder: Path) -> None:
     """Write a tokenizer's files into a folder, from where `tokenise` reads them.
 
-    Args:
-        tokenizer: folder or hub name, as of `tokenise`.
-        folder: made if need be.
-
     Raises:
         FileNotFoundError, ValueError: as `tokenise`.
     """
     _load_tokenizer(str(tokenizer)).save_pretrained(folder)
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds `tokenizer.json`, or `vocab.json` and `merges.txt`."""
+    halves = [folder / "vocab.json", folder / "merges.txt"]
+    return (folder / "tokenizer.json").is_file() or all(path.is_file() for path in halves)
+
+
+def vocabulary_size(tokenizer: str | Path) -> int:
+    """How many token ids a tokenizer has.
+
+    Raises:
+        FileNotFoundError, ValueError: as `tokenise`.
+    """
+    return len(_load_tokenizer(str(tokenizer)))
+
+
 def _load_tokenizer(source: str) -> CLIPTokenizer:
-    folder = Path(source)
-    whole, halves = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
     # from_pretrained would answer a folder without them with a vocabulary of two words
-    if folder.is_dir() and not whole.is_file() and not all(path.is_file() for path in halves):
+    if Path(source).is_dir() and not holds_tokenizer(Path(source)):
         raise FileNotFoundError(
             f"{source} holds no tokenizer: wanted tokenizer.json, or vocab.json and merges.txt"
         )
@@ -121,45 +118,18 @@ def _load_tokenizer(source: str) -> CLIPTokenizer:
         raise ValueError(f"the tokenizer in {source} is damaged: {error}") from error
 
 
-def tokenise_bytes(texts: Sequence[str], *, context_length: int) -> Int[np.ndarray, "t l"]:
-    """UTF-8 bytes as tokens, for a text tower that was never trained; 258 ids.
-
-    Args:
-        texts: t sentences.
-        context_length: l, tokens of one row; a text that is too long is cut and keeps its EOT.
-
-    Returns:
-        i32[t, l]: 256, the bytes, 257, then zeros.
-
-    Raises:
-        ValueError: context_length leaves no room for begin and end.
-
-    Example:
-        >>> tokenise_bytes(["a"], context_length=4).tolist()
-        [[256, 97, 257, 0]]
-    """
-    if context_length < 2:
-        raise ValueError(f"context_length is {context_length}, wanted at least 2")
-    tokens = np.zeros((len(texts), context_length), np.int32)
-    for row, text in zip(tokens, texts, strict=True):
-        ids = [_BEGIN, *text.encode()[: context_length - 2], _END]
-        row[: len(ids)] = ids
-    return tokens
-
-
 def embed(
     tower: TextTower, tokens: Int[np.ndarray, "t l"], *, shape: tuple[int, int], batch: int = 256
 ) -> Float[np.ndarray, "k n c"]:
     """Embed a vocabulary in batches of one size, so that one compile serves all.
 
     Args:
-        tower: text tower with its weights.
-        tokens: i32[k·n, l], class-major as from `fill`.
+        tokens: class-major, as from `fill`.
         shape: (k, n), classes and templates.
         batch: texts at a time.
 
     Returns:
-        f32[k, n, c], unit length over c.
+        Embeddings of unit length over c.
 
     Raises:
         ValueError: k·n is not the number of texts; an embedding is not finite, as where the
@@ -195,7 +165,7 @@ def vocabulary_hash(names: Sequence[str], templates: Sequence[str], text_fingerp
     Args:
         names: class names, in order.
         templates: templates, in order.
-        text_fingerprint: of the text tower, from `weights.table.fingerprint`.
+        text_fingerprint: of the text tower, from `weights.names.fingerprint`.
 
     Returns:
         64 hexadecimal digits.
@@ -209,58 +179,31 @@ def vocabulary_hash(names: Sequence[str], templates: Sequence[str], text_fingerp
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def load_or_embed(
-    names: Sequence[str],
-    templates: Sequence[str],
-    tower: TextTower,
-    tokenizer: Callable[[list[str]], np.ndarray],
-    *,
-    text_fingerprint: str,
-    cache_dir: str | Path | None = None,
+def cached(
+    folder: str | Path,
+    key: str,
+    shape: tuple[int, int, int],
+    make: Callable[[], Float[np.ndarray, "k n c"]],
 ) -> Float[np.ndarray, "k n c"]:
-    """Embed a vocabulary, or read it from a cache keyed by `vocabulary_hash`.
+    """Text embeddings from a folder, or made and put there; a damaged file is written anew.
 
     Args:
-        names: k class names.
-        templates: n templates.
-        tower: text tower with its weights.
-        tokenizer: texts → i32[t, l], `tokenise` or `tokenise_bytes` with its options bound.
-        text_fingerprint: of the tower.
-        cache_dir: folder of the cached files, made if need be; None embeds every time.
-
-    Returns:
-        f32[k, n, c], unit length over c.
-
-    Raises:
-        ValueError: as `fill` and `embed`.
+        key: `vocabulary_hash` of what is embedded.
+        shape: (k, n, c).
     """
-    texts, shape = fill(names, templates), (len(names), len(templates))
-    if cache_dir is None:
-        return embed(tower, tokenizer(texts), shape=shape)
-    path = Path(cache_dir) / f"{vocabulary_hash(names, templates, text_fingerprint)}.npy"
+    path = Path(folder).expanduser() / f"{key}.npy"
     if path.is_file():
         try:
-            return _read(path, (*shape, tower.config.embed_dim))
+            return _read(path, shape)
         except ValueError as error:
             LOGGER.warning("The cache is written anew: %s", error)
-    embeddings = embed(tower, tokenizer(texts), shape=shape)
+    embeddings = make()
     try:
-        _write(path, embeddings)
+        with paths.atomic(path) as part, part.open("wb") as file:
+            np.save(file, embeddings)
     except OSError as error:
         LOGGER.warning("Text embeddings are not cached: %s", error)
     return embeddings
-
-
-def _write(path: Path, embeddings: Float[np.ndarray, "k n c"]) -> None:
-    """Processes that share the folder see no file or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{uuid.uuid4().hex}.tmp")
-    try:
-        with part.open("wb") as file:
-            np.save(file, embeddings)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_embeddings(
@@ -275,7 +218,7 @@ def read_embeddings(
         width: c.
 
     Returns:
-        f32[k, n, c], normalised to unit length over c.
+        Embeddings, normalised to unit length over c.
 
     Raises:
         FileNotFoundError: no such file.

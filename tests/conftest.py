@@ -8,11 +8,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
-import jax.numpy as jnp
 import pytest
-from oracles import reference_sinkhorn
-
-from otseg_jax.models import decoder, otseg
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # virtual devices, so that sharding is tested where there is one CPU
@@ -46,15 +42,3 @@ def photos() -> Path:
 def clip_files() -> Path:
     """Folder of the real CLIP tokenizer, position embedding and text embeddings."""
     return _external("clip")
-
-
-@pytest.fixture
-def authors_stop(monkeypatch):
-    """Let Sinkhorn stop where the authors' program does, so that all the rest can be compared."""
-
-    def mps(similarity, **options):
-        m, n = similarity.shape[-2:]
-        return m * n * jnp.sum(reference_sinkhorn(similarity, **options) * similarity, axis=-1)
-
-    monkeypatch.setattr(decoder, "sinkhorn", reference_sinkhorn)
-    monkeypatch.setattr(otseg, "mps", mps)

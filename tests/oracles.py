@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from otseg_jax.data.classes import IGNORE
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -16,6 +18,12 @@ def numbers(name: str) -> dict[str, np.ndarray]:
     """Arrays of `tests/data/<name>.npz`."""
     with np.load(DATA / f"{name}.npz") as file:
         return dict(file)
+
+
+def authors_labels() -> np.ndarray:
+    """Their label maps, with our value for "no class" in place of 255."""
+    labels = numbers("otseg_tiny_io")["labels"].astype(np.int16)
+    return np.where(labels == 255, np.int16(IGNORE), labels)
 
 
 def relative_error(actual, expected) -> float:

@@ -3,6 +3,8 @@
 import ml_collections
 
 from configs import shapes
+from otseg_jax import build
+from otseg_jax.settings import Settings
 
 
 def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
@@ -37,6 +39,11 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
     }
     update(config, small | fields)
     return config
+
+
+def settings(regime: str = "inductive", **fields) -> Settings:
+    """The same as plain settings."""
+    return build.settings_of(config(regime, **fields))
 
 
 def update(config: ml_collections.ConfigDict, fields: dict) -> None:

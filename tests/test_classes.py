@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from oracles import DATA
 
@@ -54,13 +55,39 @@ def test_default_palette_is_that_of_voc_and_distinct():
     assert len(set(classes.default_palette(254)) | {(0, 0, 0)}) == 255
 
 
+@pytest.mark.parametrize("size", [847, 10_000, classes.MOST_CLASSES])
+def test_large_palettes_are_distinct_and_begin_like_small_ones(size):
+    palette = classes.default_palette(size)
+    assert len(set(palette) | {(0, 0, 0), (255, 255, 255)}) == size + 2
+    assert palette[:254] == classes.default_palette(254)
+    assert set(np.ravel(palette).tolist()) <= set(range(256))
+    # the published rule, bit by bit, for the last one
+    red, green, blue = 0, 0, 0
+    for j in range(8):
+        bits = size >> 3 * j
+        red |= (bits & 1) << 7 - j
+        green |= (bits >> 1 & 1) << 7 - j
+        blue |= (bits >> 2 & 1) << 7 - j
+    assert palette[-1] == (red, green, blue)
+
+
+def test_ids_of_the_largest_vocabulary_fit_a_label_map():
+    names = tuple(str(k) for k in range(classes.MOST_CLASSES))
+    vocabulary = classes.Vocabulary(names, unseen=tuple(range(0, len(names), 3)))
+    assert len(vocabulary.seen) == len(names) - len(vocabulary.unseen)
+    assert len(names) - 1 == np.iinfo(np.int16).max
+    assert classes.IGNORE not in range(len(names))
+    with pytest.raises(ValueError, match="32769 names: wanted 1 to 32768"):
+        classes.Vocabulary((*names, "one more"))
+    with pytest.raises(ValueError, match=r"names repeat: \['7'\]"):
+        classes.Vocabulary((*names[:-1], "7"))
+
+
 def test_bad_vocabulary_reports_every_problem_at_once():
     with pytest.raises(ValueError, match="Vocabulary: ") as error:
         classes.Vocabulary(("cat", "dog", "cat"), unseen=(1, 1, 7), palette=((0, 0, 0),))
     for part in ("repeat: ['cat']", "[7] lie outside 0..2", "[1, 1, 7]", "1 colours for 3 names"):
         assert part in str(error.value)
-    with pytest.raises(ValueError, match="255 names: an 8-bit label map holds 1 to 254"):
-        classes.Vocabulary(tuple(str(k) for k in range(255)))
 
 
 def test_reads_your_own_classes(tmp_path):

@@ -10,7 +10,7 @@ from scipy.special import erf
 
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, resize_positions
 from otseg_jax.models.transformer import Block
-from otseg_jax.weights.table import assign, flatten
+from otseg_jax.weights.names import assign, flatten
 
 VISION = {"image_size": 16, "patch_size": 4, "width": 24, "layers": 3, "heads": 4}
 VISION |= {"mlp_width": 40, "embed_dim": 20}

@@ -1,6 +1,6 @@
 """Configurations: the published settings in numbers, full-size shapes, and no unread field."""
 
-import re
+import ast
 from pathlib import Path
 
 import jax
@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from configs import ade20k, coco_stuff, common, folder, pascal_context, shapes, voc12
-from otseg_jax import experiment
+from otseg_jax import build
 from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.models.clip import VisionConfig
-from otseg_jax.models.otseg import OTSeg
+from otseg_jax.models.otseg import OTSeg, OTSegConfig
 
 FILES = {
     "voc12": voc12,
@@ -83,13 +83,14 @@ def test_full_size_shapes(name, decoder):
     crop = config.data.crop
 
     def run(image, text):
-        return OTSeg(vision, **config.model, rngs=nnx.Rngs(0))(image, text)
+        return OTSeg(vision, OTSegConfig(**config.model), rngs=nnx.Rngs(0))(image, text)
 
-    logits = jax.eval_shape(
+    maps = jax.eval_shape(
         run, jnp.zeros((2, crop, crop, 3)), jnp.zeros((classes, prompts, sizes.embed_dim))
     )
-    assert logits.decoder.shape == (2, classes, crop // 16, crop // 16)
-    assert (logits.mps is None) == (decoder == "cross_attention")
+    assert set(maps) == ({"decoder"} if decoder == "cross_attention" else {"decoder", "mps"})
+    for logits in maps.values():
+        assert logits.shape == (2, classes, crop // 16, crop // 16)
 
 
 def leaves(config, prefix=""):
@@ -100,19 +101,77 @@ def leaves(config, prefix=""):
             yield prefix + name
 
 
-def test_every_field_is_read_and_commented():
-    package = Path(experiment.__file__).parent
-    code = "\n".join(file.read_text() for file in package.rglob("*.py"))
-    source = Path(common.__file__).read_text() + Path(shapes.__file__).read_text()
-    for name in leaves(shapes.get_config()):
+PACKAGE = Path(build.__file__).parent
+
+
+def attribute_paths(tree):
+    """Every chain of attributes, as in "options.train.steps", and its tails "train.steps", …"""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            chain = [node.attr]
+            while isinstance(node := node.value, ast.Attribute):
+                chain.insert(0, node.attr)
+            if isinstance(node, ast.Name):
+                chain.insert(0, node.id)
+            yield from (".".join(chain[start:]) for start in range(len(chain)))
+
+
+def read_paths():
+    """What the package reads, but for `settings` itself, where reading is checking."""
+    return {
+        path
+        for file in PACKAGE.rglob("*.py")
+        if file.name != "settings.py"
+        for path in attribute_paths(ast.parse(file.read_text()))
+    }
+
+
+def unread(names, paths):
+    """Fields that nothing reads by their full path."""
+    for name in names:
         group, _, leaf = name.rpartition(".")
-        if group == "model":  # handed to the model as keywords
-            pattern = rf"^        {leaf}: "
-        elif group.startswith("clip.random"):
-            pattern = rf'sizes\["({leaf}|vision|text)"\]'
-        elif group.startswith("data.images"):
-            pattern = r"data\.images\[split\]"
-        else:
-            pattern = rf"\b(config|data|train|options|{group.rpartition('.')[2]})\.{leaf}\b"
-        assert re.search(pattern, code, re.MULTILINE), f"nothing reads {name}"
-        assert re.search(rf'"{leaf}"|\.{leaf}\b', source), f"{name} is not in the configs"
+        if group.startswith("clip.random"):
+            continue  # the sizes become `VisionConfig` and `TextConfig`, whose fields are required
+        if group == "data.images":
+            name = "data.images"
+        if group == "model":  # an `OTSegConfig`; the solver's three are read in its own class
+            name = (
+                f"self.{leaf}"
+                if leaf in ("epsilon", "sinkhorn", "iterations")
+                else f"config.{leaf}"
+            )
+        if "." not in name:
+            name = f"settings.{name}" if f"settings.{name}" in paths else f"options.{name}"
+        if name not in paths:
+            yield name
+
+
+def test_every_field_is_read_by_its_full_path():
+    names, paths = list(leaves(shapes.get_config())), read_paths()
+    assert not list(unread(names, paths))
+    # the test can fail: a field of a known name in another group is not taken for read
+    assert list(unread([*names, "eval.seed", "train.crop", "colour"], paths)) == [
+        "eval.seed",
+        "train.crop",
+        "options.colour",
+    ]
+
+
+def uncommented(source):
+    """Keys of the dictionaries in a source without a comment on their line or the line above."""
+    lines = ["", *source.splitlines()]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if not isinstance(value, ast.Dict) and isinstance(key, ast.Constant):
+                    near = lines[key.lineno - 1 : key.lineno + 1]
+                    before = near[0].strip()
+                    if not ("#" in near[1] or before.startswith("#")):
+                        yield key.value
+
+
+def test_every_field_is_commented():
+    source = Path(common.__file__).read_text()
+    sizes = {"width", "layers", "heads", "mlp_width", "train", "val"}  # told by their group
+    assert set(uncommented(source)) <= sizes
+    assert list(uncommented('x = {"a": 1,  # why\n"b": 2}')) == ["b"]

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from otseg_jax.data import decode
+from otseg_jax.data.classes import IGNORE
 
-CODING = decode.reduced_coding(20, zero="background", mend="fix it")
+CODING = decode.reduced_coding(20, zero="background", hint="fix it")
 
 
 def _noise(*shape):
@@ -80,28 +81,92 @@ def test_mask_of_palette_or_grey_keeps_its_ids(tmp_path, mode):
     image.save(tmp_path / "a.png")
     # background 0 went under the border; 1..20 become 0..19
     expected = ids.astype(int) - 1
-    expected[0, 0] = 255
+    expected[0, [0, 0]] = IGNORE
     label = decode.mask(tmp_path / "a.png", CODING)
-    assert label.dtype == np.uint8
+    assert label.dtype == np.int16
     np.testing.assert_array_equal(label, expected)
 
 
 def test_mask_of_one_bit_holds_0_and_1(tmp_path):
     ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
     Image.fromarray(ids.astype(bool)).save(tmp_path / "a.png")
-    coding = decode.plain_coding(2, mend="fix it")
+    coding = decode.plain_coding(2, hint="fix it")
     np.testing.assert_array_equal(decode.mask(tmp_path / "a.png", coding), ids)
 
 
+def _save_16_bit(path, values):
+    Image.fromarray(np.asarray(values, np.uint16)).save(path)
+    with Image.open(path) as image:
+        assert image.mode == "I;16"
+    return path
+
+
 def test_codings_are_exact():
-    raw = decode.raw_coco_coding(mend="fix it").table
-    assert raw[raw >= 0].tolist() == [*range(171), 255]
-    assert np.flatnonzero(raw[:182] < 0).tolist() == [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
-    assert (raw[182:255] == -1).all()
-    reduced = decode.reduced_coding(150, zero="other", mend="fix it").table
-    assert reduced.tolist() == [255, *range(150), *[-1] * 104, 255]
-    plain = decode.plain_coding(171, mend="fix it").table
-    assert plain.tolist() == [*range(171), *[-1] * 84, 255]
+    none, rest = decode.MEANINGLESS, 65_535 - 256
+    raw = decode.raw_coco_coding(hint="fix it").table.tolist()
+    gaps = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
+    assert [k for k in raw if k >= 0] == list(range(171))
+    assert [value for value in range(182) if raw[value] == none] == gaps
+    assert raw[182:] == [none] * 73 + [IGNORE] + [none] * rest + [IGNORE]
+    reduced = decode.reduced_coding(150, zero="other", hint="fix it").table.tolist()
+    assert reduced[:256] == [IGNORE, *range(150), *[none] * 104, IGNORE]
+    assert reduced[256:] == [none] * rest + [IGNORE]
+    plain = decode.plain_coding(171, hint="fix it").table.tolist()
+    assert plain == [*range(171), *[none] * 84, IGNORE, *[none] * rest, IGNORE]
+    # class 255 (255 + 1 in the reduced one) takes the place of "no class"
+    plain = decode.plain_coding(847, hint="fix it").table.tolist()
+    assert plain == [*range(847), *[none] * (65_535 - 847), IGNORE]
+    reduced = decode.reduced_coding(847, zero="other", hint="fix it").table.tolist()
+    assert reduced == [IGNORE, *range(847), *[none] * (65_534 - 847), IGNORE]
+
+
+@pytest.mark.parametrize("classes", [3, 255, 256, 847, 2**15])
+def test_16_bit_mask_keeps_its_ids(tmp_path, classes):
+    ids = np.random.default_rng(0).integers(0, classes, (40, 50))
+    ids[0, :2] = 0, classes - 1
+    values = ids.copy()
+    values[1], ids[1] = 65_535, IGNORE
+    if classes <= 255:
+        values[2], ids[2] = 255, IGNORE
+    path = _save_16_bit(tmp_path / "a.png", values)
+    label = decode.mask(path, decode.plain_coding(classes, hint="fix it"))
+    assert label.dtype == np.int16
+    np.testing.assert_array_equal(label, ids)
+    if classes < 2**15:
+        values = np.where(ids == IGNORE, 0, ids + 1)
+        path = _save_16_bit(tmp_path / "b.png", values)
+        coding = decode.reduced_coding(classes, zero="other", hint="fix it")
+        np.testing.assert_array_equal(decode.mask(path, coding), ids)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+@pytest.mark.parametrize(
+    ("coding", "wanted"),
+    [
+        (decode.plain_coding(256, hint="fix it"), r"0\.\.255 or 65535"),
+        (decode.plain_coding(847, hint="fix it"), r"0\.\.846 or 65535"),
+        (
+            decode.reduced_coding(255, zero="other", hint="fix it"),
+            r"0 \(other\), 1\.\.255 or 65535",
+        ),
+    ],
+)
+def test_8_bit_mask_of_a_large_vocabulary_is_refused(tmp_path, mode, coding, wanted):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 1], [7, 254]], np.uint8)).convert(mode).save(path)
+    message = rf"a.png cannot be used: mode {mode} has 8 bits, in which 255 .* 16-bit grey PNG of "
+    with pytest.raises(ValueError, match=message + wanted):
+        decode.mask(path, coding)
+
+
+def test_8_bit_mask_of_255_classes_holds_them_and_no_class(tmp_path):
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    plain = decode.mask(tmp_path / "a.png", decode.plain_coding(255, hint="fix it"))
+    assert plain.ravel().tolist() == [*range(255), IGNORE]
+    coding = decode.reduced_coding(254, zero="other", hint="fix it")
+    reduced = decode.mask(tmp_path / "a.png", coding)
+    assert reduced.ravel().tolist() == [IGNORE, *range(254), IGNORE]
 
 
 def test_values_without_a_meaning_are_named(tmp_path):
@@ -112,14 +177,25 @@ def test_values_without_a_meaning_are_named(tmp_path):
     assert str(error.value).endswith("wanted 0 (background), 1..20 or 255: fix it")
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
-def test_mask_with_colours_or_another_depth_is_refused(tmp_path, mode):
+def test_many_values_without_a_meaning_are_counted(tmp_path):
+    path = _save_16_bit(tmp_path / "a.png", np.arange(1_000).reshape(20, 50))
+    with pytest.raises(ValueError, match=r"a.png holds the values \[847, .*, 856\] and 143 more, "):
+        decode.mask(path, decode.plain_coding(847, hint="fix it"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_mask_with_colours_is_refused(tmp_path, mode):
     path = tmp_path / "a.png"
-    if mode == "I;16":
-        Image.fromarray(_noise(4, 4).astype(np.uint16)).save(path)
-    else:
-        Image.fromarray(_noise(4, 4, 3)).convert(mode).save(path)
-    with pytest.raises(ValueError, match=r"a.png cannot be used: mode .* 8-bit PNG whose one"):
+    Image.fromarray(_noise(4, 4, 3)).convert(mode).save(path)
+    with pytest.raises(ValueError, match=rf"a.png cannot be used: mode {mode}, .* one channel"):
+        decode.mask(path, CODING)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_mask_of_32_bits_is_refused(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    Image.fromarray(_noise(4, 4)).convert(mode).save(path)
+    with pytest.raises(ValueError, match=rf"a.tif cannot be used: mode {mode}, .* 8 or 16 bits"):
         decode.mask(path, CODING)
 
 
@@ -165,6 +241,15 @@ def test_damaged_file_is_one_clear_error(tmp_path, suffix, damage):
         decode.photo(path)
     with pytest.raises(ValueError, match=message):
         decode.mask(path, CODING)
+
+
+def test_truncated_16_bit_mask_is_one_clear_error(tmp_path):
+    path = _save_16_bit(tmp_path / "a.png", 200 + _noise(64, 64).astype(int))
+    coding = decode.plain_coding(847, hint="fix it")
+    assert decode.mask(path, coding).shape == (64, 64)
+    path.write_bytes(path.read_bytes()[:2_000])
+    with pytest.raises(ValueError, match=rf"{path} cannot be used: .*Replace it or leave it out"):
+        decode.mask(path, coding)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

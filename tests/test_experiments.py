@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ablations, benchmark_mps, shapes_cells, table1
-from experiments.shapes_cells import Cell
-from otseg_jax.sinkhorn import solve
+from experiments import ablations, benchmark_mps, grid, table1
+from experiments.grid import Cell
+from otseg_jax.ot.sinkhorn import solve
 
 FOLDER = Path(table1.__file__).parent
 MAKE_RESULTS = (
@@ -32,18 +32,18 @@ def cell(seed: int, **options) -> Cell:
 
 def test_a_cell_is_run_once_and_what_it_starts_from_before_it(tmp_path):
     first, second = cell(1), cell(2, start=cell(3))
-    shapes_cells.run([second, first], tmp_path, jobs=2)
-    shapes_cells.run([first, second], tmp_path, jobs=1)
+    grid.run([second, first], tmp_path, jobs=2)
+    grid.run([first, second], tmp_path, jobs=1)
     for done in (first, second, second.start):
         assert (done.folder(tmp_path) / "started").read_text() == "x"
-    gathered = shapes_cells.gather({1: first, 2: second}, tmp_path)["otseg"]
+    gathered = grid.gather({1: first, 2: second}, tmp_path)["otseg"]
     assert gathered["miou_seen"] == {"mean": 3.0, "std": 1.41, "each": [2.0, 4.0]}
     assert f"--config.init_from={second.start.folder(tmp_path)}" in second.command(tmp_path)
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(tmp_path):
     with pytest.raises(SystemExit, match=r"c13 ended with status 1: see .*log\.txt"):
-        shapes_cells.run([cell(1), cell(13)], tmp_path, jobs=1)
+        grid.run([cell(1), cell(13)], tmp_path, jobs=1)
     assert (cell(1).folder(tmp_path) / "results.json").is_file()
     log = next(tmp_path.glob("c13-*/log.txt")).read_text()
     assert "no such seed" in log

@@ -7,15 +7,19 @@ import pytest
 from PIL import Image
 
 from otseg_jax.data import classes, folders
+from otseg_jax.data.classes import IGNORE
 
-IDS = np.array([[0, 1, 2], [1, 255, 2]], np.uint8)
+VALUES = np.array([[0, 1, 2], [1, 255, 2]], np.uint8)
 """Valid in every coding; 0 is background or class 0."""
 
+IDS = np.array([[0, 1, 2], [1, IGNORE, 2]])
+"""What they mean where ids are written as they are."""
 
-def _save(path: Path, *, size=(3, 2), ids=IDS) -> None:
+
+def _save(path: Path, *, size=(3, 2), values=VALUES) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        Image.fromarray(ids).save(path)
+        Image.fromarray(values).save(path)
     else:
         Image.new("RGB", size, (10, 200, 30)).save(path)
 
@@ -72,7 +76,7 @@ def test_real_voc_labels_count_the_classes_of_the_published_table(photos):
     counts = dict.fromkeys(classes.VOC12.names, 0)
     for example in folders.index("voc12", photos / "voc2012_mini", "val"):
         assert example["image"].shape == (*example["label"].shape, 3)
-        for k in set(np.unique(example["label"])) - {255}:
+        for k in set(np.unique(example["label"])) - {IGNORE}:
             counts[classes.VOC12.names[k]] += 1
     assert counts == {name: expected[name] for name in counts}
     assert sum(counts.values()) > 49
@@ -94,10 +98,12 @@ def test_real_ade_reduces_zero(photos):
     assert len(val) == 3
     for i, example in enumerate(val):
         raw = np.asarray(Image.open(val.labels[i])).astype(int)
-        np.testing.assert_array_equal(example["label"], np.where(raw == 0, 255, raw - 1))
+        np.testing.assert_array_equal(example["label"], np.where(raw == 0, IGNORE, raw - 1))
         assert example["name"] == f"ADE_val_0000000{i + 1}"
     # 1, 2 and 3 on disk, by objectInfo150.txt of the sample
-    names = [classes.ADE20K.names[k] for k in np.unique(val[0]["label"])[:3]]
+    ids = np.unique(val[0]["label"])
+    assert ids[0] == IGNORE
+    names = [classes.ADE20K.names[k] for k in ids[1:4]]
     assert names == ["wall", "building", "sky"]
 
 
@@ -106,12 +112,12 @@ def test_voc_tree_is_read_in_list_order(tmp_path):
     assert _stems(folder) == ["a", "b", "c", "d"]
     example = folder[1]
     assert example["name"] == "b"
-    assert example["image"].dtype == example["label"].dtype == np.uint8
-    np.testing.assert_array_equal(example["label"], [[255, 0, 1], [0, 255, 1]])
+    assert (example["image"].dtype, example["label"].dtype) == (np.uint8, np.int16)
+    np.testing.assert_array_equal(example["label"], [[IGNORE, 0, 1], [0, IGNORE, 1]])
 
 
 @pytest.mark.parametrize("aug", ["aug.txt", "trainaug.txt"])
-def test_voc_double_counting_is_mended_and_said(tmp_path, caplog, aug):
+def test_voc_double_counting_is_corrected_and_said(tmp_path, caplog, aug):
     root = _voc(tmp_path, aug=aug, aug_names=("a", "b", "c", "d"))
     assert _stems(folders.index("voc12", root, "train")) == ["a", "b", "c", "d"]
     said = f"{aug} repeats 2 images of train.txt: each is used once, 4 instead of 6 images"
@@ -156,10 +162,12 @@ def test_context_layouts(tmp_path, lists, place):
     for split, name in (("train", "a"), ("val", "b")):
         _write(home / lists / f"{split}.txt", name)
         _save(home / f"JPEGImages/{name}.jpg")
-        _save(home / f"SegmentationClassContext/{name}.png", ids=np.where(IDS == 2, 59, IDS))
+        _save(
+            home / f"SegmentationClassContext/{name}.png", values=np.where(VALUES == 2, 59, VALUES)
+        )
         folder = folders.index("pascal_context", tmp_path, split)
         assert _stems(folder) == [name]
-        np.testing.assert_array_equal(folder[0]["label"], [[255, 0, 58], [0, 255, 58]])
+        np.testing.assert_array_equal(folder[0]["label"], [[IGNORE, 0, 58], [0, IGNORE, 58]])
         assert folder.vocabulary is classes.PASCAL_CONTEXT
 
 
@@ -178,11 +186,11 @@ def test_coco_layouts(tmp_path, place, images):
 def test_coco_raw_maps_alone_name_the_option_that_converts_them(tmp_path):
     _save(tmp_path / "images/train2017/1.jpg")
     raw = np.array([[0, 12, 181], [26, 255, 92]], np.uint8)
-    _save(tmp_path / "annotations/train2017/1.png", ids=raw)
+    _save(tmp_path / "annotations/train2017/1.png", values=raw)
     with pytest.raises(ValueError, match=r"raw ids alone .* --config.data.raw_ids=True converts"):
         folders.index("coco_stuff", tmp_path, "train")
     folder = folders.index("coco_stuff", tmp_path, "train", raw_ids=True)
-    np.testing.assert_array_equal(folder[0]["label"], [[0, 11, 170], [24, 255, 81]])
+    np.testing.assert_array_equal(folder[0]["label"], [[0, 11, 170], [24, IGNORE, 81]])
 
 
 def test_coco_train_ids_alone_are_not_converted_again(tmp_path):
@@ -193,28 +201,30 @@ def test_coco_train_ids_alone_are_not_converted_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raw_ids", "name", "value", "mend"),
+    ("raw_ids", "name", "value", "hint"),
     [
         (False, "1_labelTrainIds.png", 171, "--config.data.raw_ids=True"),
         (True, "1.png", 11, "--config.data.raw_ids=False"),
     ],
 )
 def test_coco_ids_under_the_wrong_name_are_told_by_their_values(
-    tmp_path, raw_ids, name, value, mend
+    tmp_path, raw_ids, name, value, hint
 ):
     _save(tmp_path / "images/val2017/1.jpg")
-    _save(tmp_path / "annotations/val2017" / name, ids=np.where(IDS == 2, value, IDS))
+    _save(tmp_path / "annotations/val2017" / name, values=np.where(VALUES == 2, value, VALUES))
     folder = folders.index("coco_stuff", tmp_path, "val", raw_ids=raw_ids)
-    with pytest.raises(ValueError, match=rf"holds the values \[{value}\].*{mend}$"):
+    with pytest.raises(ValueError, match=rf"holds the values \[{value}\].*{hint}$"):
         folder[0]
 
 
 @pytest.mark.parametrize("place", ["", "ADEChallengeData2016", "ade/ADEChallengeData2016"])
 def test_ade_layouts(tmp_path, place):
     _save(tmp_path / place / "images/training/a.jpg")
-    _save(tmp_path / place / "annotations/training/a.png", ids=np.where(IDS == 2, 150, IDS))
+    _save(
+        tmp_path / place / "annotations/training/a.png", values=np.where(VALUES == 2, 150, VALUES)
+    )
     folder = folders.index("ade20k", tmp_path, "train")
-    np.testing.assert_array_equal(folder[0]["label"], [[255, 0, 149], [0, 255, 149]])
+    np.testing.assert_array_equal(folder[0]["label"], [[IGNORE, 0, 149], [0, IGNORE, 149]])
 
 
 def test_your_own_folder(tmp_path):
@@ -226,6 +236,23 @@ def test_your_own_folder(tmp_path):
     assert folder.vocabulary.unseen == (2,)
     np.testing.assert_array_equal(folder[2]["label"], IDS)
     assert [example["name"] for example in folder] == ["x", "y", "z"]
+
+
+def test_your_own_847_classes(tmp_path):
+    _own(tmp_path)
+    _write(tmp_path / "classes.csv", "name,split", *(f"c{k},seen" for k in range(847)))
+    folder = folders.index("folder", tmp_path, "val")
+    with pytest.raises(ValueError, match=r"x.png cannot be used: mode L has 8 bits"):
+        folder[0]
+    values = np.array([[0, 255, 256], [846, 65535, 2]], np.uint16)
+    for path in folder.labels:
+        _save(path, values=values)
+    np.testing.assert_array_equal(folder[0]["label"], [[0, 255, 256], [846, IGNORE, 2]])
+    _save(folder.labels[1], values=values + 1)
+    with pytest.raises(
+        ValueError, match=r"y.png holds .* \[847\], wanted 0..846 or 65535: line up"
+    ):
+        folder[1]
 
 
 def test_partial_copy_is_said(tmp_path, caplog):
@@ -308,7 +335,7 @@ def test_sizes_that_differ_name_both_files(tmp_path):
 
 
 def test_values_outside_the_class_list(tmp_path):
-    _save(_own(tmp_path) / "labels/val/x.png", ids=np.where(IDS == 2, 3, IDS))
+    _save(_own(tmp_path) / "labels/val/x.png", values=np.where(VALUES == 2, 3, VALUES))
     with pytest.raises(ValueError, match=r"x.png holds the values \[3\], wanted 0..2 or 255: line"):
         folders.index("folder", tmp_path, "val")[0]
 

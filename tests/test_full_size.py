@@ -12,10 +12,9 @@ import torch
 from flax import nnx
 from transformers import CLIPConfig, CLIPModel
 
-from otseg_jax import towers
+from otseg_jax import build
 from otseg_jax.convert import convert
-from otseg_jax.models.clip import VisionTower
-from otseg_jax.weights import detect, table
+from otseg_jax.weights import source
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +22,8 @@ def image():
     return np.random.default_rng(0).normal(size=(1, 512, 512, 3)).astype(np.float32)
 
 
-def ours(vision_config, leaves, image):
-    make = lambda: VisionTower(vision_config, double_class_embedding=False, rngs=nnx.Rngs(0))  # noqa: E731
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    state = table.assign(state, leaves)
+def ours(clip, image):
+    graphdef, state = nnx.split(clip.build_vision())
 
     # the session compiles fast code slowly or slow code fast; here the run is what takes long
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
@@ -47,7 +44,7 @@ def test_transformers_model_through_a_model_directory(tmp_path, image):
         convert(str(tmp_path / "hf"), tmp_path / "clip")
         # trained at 224, used at 512: positions resized once here, by transformers bicubically, so
         # that it is given ours
-        clip = towers.pretrained(str(tmp_path / "clip"), image_size=512)
+        clip = build.load_clip(tmp_path / "clip", image_size=512).clip
     finally:
         shutil.rmtree(tmp_path)
     assert clip.vision["position_embedding"].shape == (1025, 768)
@@ -59,7 +56,7 @@ def test_transformers_model_through_a_model_directory(tmp_path, image):
     with torch.no_grad():
         hidden = model.vision_model(torch.tensor(image).permute(0, 3, 1, 2)).last_hidden_state
         want = model.visual_projection(model.vision_model.post_layernorm(hidden)).numpy()
-    got = ours(clip.vision_config, clip.vision, image)
+    got = ours(clip, image)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
@@ -71,10 +68,10 @@ def test_openai_torchscript_in_half_precision(tmp_path, image):
     openai_clip.script(model, tmp_path / "ViT-B-16.pt")
     assert (tmp_path / "ViT-B-16.pt").stat().st_size > 290e6
     try:
-        clip = detect.find(tmp_path / "ViT-B-16.pt").clip
+        clip = source.find(tmp_path / "ViT-B-16.pt").clip
     finally:
         (tmp_path / "ViT-B-16.pt").unlink()
     with torch.no_grad():
         want = model.visual.float()(torch.tensor(image).permute(0, 3, 1, 2)).numpy()
-    got = ours(clip.vision_config, clip.vision, image)
+    got = ours(clip, image)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from otseg_jax.models.clip import TextTower, VisionTower
+from otseg_jax.weights.clip import resize_position_embedding
 from otseg_jax.weights.hugging_face import load, read_config, rules
-from otseg_jax.weights.table import assign, invert, resize_position_embedding
+from otseg_jax.weights.rules import invert
 
 VISION = {
     "image_size": 32,
@@ -72,20 +71,6 @@ def copy(saved, tmp_path):
     return folder
 
 
-def towers(clip):
-    made = []
-    for make, leaves in (
-        (
-            lambda: VisionTower(clip.vision_config, double_class_embedding=False, rngs=nnx.Rngs(0)),
-            clip.vision,
-        ),
-        (lambda: TextTower(clip.text_config, rngs=nnx.Rngs(0)), clip.text),
-    ):
-        graphdef, state = nnx.split(nnx.eval_shape(make))
-        made.append(nnx.merge(graphdef, assign(state, leaves)))
-    return made
-
-
 def close(got, want):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
@@ -104,7 +89,7 @@ def test_features_are_those_of_transformers(tmp_path, vision, text, projection):
     model = torch_clip(vision, text, projection)
     model.save_pretrained(tmp_path)
     clip = load(tmp_path)
-    vision_tower, text_tower = towers(clip)
+    vision_tower, text_tower = clip.build_vision(), clip.build_text()
     rng = np.random.default_rng(0)
     size = clip.vision_config.image_size
     image = rng.normal(size=(2, 3, size, size)).astype(np.float32)
@@ -124,9 +109,7 @@ def test_features_are_those_of_transformers(tmp_path, vision, text, projection):
 
 def test_the_table_gives_the_file_back(saved):
     clip = load(saved.folder)
-    leaves = {f"vision/{n}": leaf for n, leaf in clip.vision.items()}
-    leaves |= {f"text/{n}": leaf for n, leaf in clip.text.items()}
-    back, stored = invert(rules(3, 2), leaves), load_file(saved.folder / "model.safetensors")
+    back, stored = invert(rules(3, 2), clip.leaves()), load_file(saved.folder / "model.safetensors")
     del stored["logit_scale"]
     assert set(back) == set(stored)
     for name, array in stored.items():
@@ -139,7 +122,7 @@ def test_image_size_resizes_the_stored_positions_once(saved):
     assert (native.vision_config.image_size, large.vision_config.image_size) == (32, 72)
     want = resize_position_embedding(native.vision["position_embedding"], 9)
     np.testing.assert_array_equal(large.vision["position_embedding"], want)
-    vision_tower, _ = towers(large)
+    vision_tower = large.build_vision()
     tokens = jax.eval_shape(lambda x: vision_tower.encode(x), jnp.zeros((1, 72, 72, 3)))
     assert tokens.shape == (1, 82, 48)
     with pytest.raises(ValueError, match="image_size 7 is below patch_size 8"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracles import DATA
 
-from otseg_jax import losses
+from otseg_jax.data.classes import IGNORE
+from otseg_jax.training import losses
 
 SEEN, UNSEEN = (0, 1, 2, 4, 6), (3, 5)
 OTSEG, ZEGCLIP = np.load(DATA / "otseg_tiny_io.npz"), np.load(DATA / "zegclip_tiny_io.npz")
@@ -24,9 +25,9 @@ def sigmoid(x):
 
 def labels_of(regime, file):
     """What the authors' program trained on, by hand: ids of seen classes, or pseudo-labels."""
-    truth = OTSEG["labels"]
+    truth = np.where(OTSEG["labels"] == 255, IGNORE, OTSEG["labels"].astype(np.int32))
     if regime == "inductive":
-        table = np.full(256, 255, np.int32)
+        table = np.full(8, IGNORE, np.int32)  # 7 classes, and the index -1
         table[list(SEEN)] = np.arange(len(SEEN))
         return table[truth]
     logits = file["transductive_decoder_logits"]
@@ -60,9 +61,9 @@ def torch_losses(logits, labels, *, alpha=0.25, gamma=2.0, smooth=1.0):
 def example():
     rng = np.random.default_rng(0)
     logits = 3 * rng.normal(size=(3, 5, 9, 7)).astype(np.float32)
-    labels = rng.choice([0, 1, 3, 4, 255], size=(3, 9, 7)).astype(np.int32)  # class 2 is absent
+    labels = rng.choice([0, 1, 3, 4, IGNORE], size=(3, 9, 7)).astype(np.int32)  # class 2 is absent
     labels[1] = 3
-    labels[2] = 255
+    labels[2] = IGNORE
     return logits, labels
 
 
@@ -136,7 +137,7 @@ def test_ignored_pixels_are_negatives_of_every_class_in_focal():
     logits = jnp.array([[[[0.0]], [[2.0]]]])
     p = sigmoid(np.array([0.0, 2.0]))
     expected = np.sum(0.75 * -np.log(1 - p) * p**2)
-    result = losses.sigmoid_focal(logits, jnp.array([[[losses.IGNORE]]]))
+    result = losses.sigmoid_focal(logits, jnp.array([[[IGNORE]]]))
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
@@ -162,7 +163,7 @@ def test_losses_of_small_batches_add_up(example):
 @pytest.mark.parametrize("size", [88.0, 1e4, 1e36])
 def test_extreme_logits_keep_value_and_gradient_finite(size, gamma):
     logits = jnp.array([[[[size, -size], [size, -size]], [[-size, size], [0.0, size]]]])
-    labels = jnp.array([[[0, 0], [1, 255]]])
+    labels = jnp.array([[[0, 0], [1, IGNORE]]])
     focal = jax.value_and_grad(losses.sigmoid_focal)(logits, labels, gamma=gamma)
     dice = jax.value_and_grad(losses.dice)(logits, labels)
     for value, gradient in (focal, dice):
@@ -190,7 +191,7 @@ def test_half_precision_logits_are_raised_first(example):
 
 def test_pairs_equal_a_plain_count(example):
     _, labels = example
-    expected = sum(len(set(image.ravel().tolist()) - {255}) for image in labels)
+    expected = sum(len(set(image.ravel().tolist()) - {IGNORE}) for image in labels)
     result = losses.count_pairs(jnp.asarray(labels), 5)
     assert result.dtype == jnp.float32
     assert result == expected
@@ -198,7 +199,7 @@ def test_pairs_equal_a_plain_count(example):
 
 def test_nothing_labelled():
     logits = jnp.ones((2, 3, 4, 4))
-    labels = jnp.full((2, 4, 4), 255)
+    labels = jnp.full((2, 4, 4), IGNORE)
     assert losses.count_pairs(labels, 3) == 0
     assert losses.dice(logits, labels) == 0
     assert losses.pixel_accuracy(logits, labels) == 0
@@ -210,20 +211,38 @@ def test_pixel_accuracy_equals_a_plain_loop(example):
     right = [
         logits[b, :, y, x].argmax() == labels[b, y, x]
         for b, y, x in np.ndindex(labels.shape)
-        if labels[b, y, x] != 255
+        if labels[b, y, x] != IGNORE
     ]
     result = losses.pixel_accuracy(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(result, np.mean(right), rtol=1e-6)
 
 
 def test_ignored_pixel_is_never_right():
-    logits = jnp.zeros((1, 256, 1, 2)).at[0, losses.IGNORE].set(1.0)
-    assert losses.pixel_accuracy(logits, jnp.array([[[losses.IGNORE, 0]]])) == 0
+    # the last class is where the index -1 would end
+    logits = jnp.zeros((1, 5, 1, 2)).at[0, IGNORE].set(1.0)
+    assert losses.pixel_accuracy(logits, jnp.array([[[IGNORE, 0]]])) == 0
+
+
+def test_ids_beyond_8_bits_are_classes_of_their_own():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 847, 4, 6)).astype(np.float32)
+    labels = rng.choice([254, 255, 256, 511, 846, IGNORE], size=(2, 4, 6)).astype(np.int32)
+    logits[0, 846, 0] = 9.0  # some pixels are right
+    labels[0, 0] = 846
+    focal, dice = torch_losses(torch.tensor(logits).double(), torch.tensor(labels))
+    z, y = jnp.asarray(logits), jnp.asarray(labels)
+    np.testing.assert_allclose(losses.sigmoid_focal(z, y), focal.item(), rtol=1e-6)
+    np.testing.assert_allclose(losses.dice(z, y), dice.item(), rtol=1e-6)
+    pairs = sum(len(set(image.ravel().tolist()) - {IGNORE}) for image in labels)
+    assert losses.count_pairs(y, 847) == pairs
+    right = (logits.argmax(1) == labels)[labels != IGNORE]
+    assert right.any()
+    np.testing.assert_allclose(losses.pixel_accuracy(z, y), right.mean(), rtol=1e-6)
 
 
 def test_label_dtype_does_not_matter(example):
     logits, labels = example
-    for dtype in (np.uint8, np.int16):
+    for dtype in (np.int8, np.int16):
         for loss in (losses.sigmoid_focal, losses.dice, losses.pixel_accuracy):
             narrow = loss(jnp.asarray(logits), jnp.asarray(labels.astype(dtype)))
             assert narrow == loss(jnp.asarray(logits), jnp.asarray(labels))

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from otseg_jax import metrics
+from otseg_jax.data.classes import IGNORE
+from otseg_jax.evaluation import metrics
 
 NAMES = ["cat", "dog", "sky", "tree"]
 
@@ -14,7 +15,9 @@ NAMES = ["cat", "dog", "sky", "tree"]
 def plain(truth, prediction, names, unseen):
     """Every figure pixel by pixel, with sets."""
     pixels = [
-        (int(t), int(p)) for t, p in zip(truth.ravel(), prediction.ravel(), strict=True) if t != 255
+        (int(t), int(p))
+        for t, p in zip(truth.ravel(), prediction.ravel(), strict=True)
+        if t != IGNORE
     ]
     iou = {}
     for index, name in enumerate(names):
@@ -62,15 +65,15 @@ def assert_same(result, expected):
 @pytest.mark.parametrize("seed", range(4))
 def test_summary_equals_a_plain_loop(seed, unseen):
     rng = np.random.default_rng(seed)
-    truth = rng.choice([0, 1, 2, 3, 255], size=(13, 11)).astype(np.uint8)
-    prediction = np.where(rng.random(truth.shape) < 0.6, truth % 255, rng.integers(0, 4, (13, 11)))
+    truth = rng.choice([0, 1, 2, 3, IGNORE], size=(13, 11)).astype(np.int16)
+    prediction = np.where(rng.random(truth.shape) < 0.6, truth % 4, rng.integers(0, 4, (13, 11)))
     counts = metrics.confusion(truth, prediction.astype(np.int32), 4)
-    assert counts.sum() == np.count_nonzero(truth != 255)
+    assert counts.sum() == np.count_nonzero(truth != IGNORE)
     assert_same(metrics.summary(counts, NAMES, unseen), plain(truth, prediction, NAMES, unseen))
 
 
 def test_absent_class_is_undefined_and_left_out_but_a_false_alarm_counts():
-    truth = np.array([[0, 0, 1, 255]])
+    truth = np.array([[0, 0, 1, IGNORE]])
     prediction = np.array([[0, 2, 1, 3]])  # tree is predicted only where nothing counts
     result = metrics.summary(metrics.confusion(truth, prediction, 4), NAMES, [1, 3])
     assert result["iou"] == {"cat": 50.0, "dog": 100.0, "sky": 0.0, "tree": None}
@@ -115,10 +118,33 @@ def test_confusion_adds_up_over_images():
     assert both.dtype == np.int64
 
 
-def test_full_palette_of_uint8_does_not_overflow():
-    truth = np.arange(255, dtype=np.uint8).reshape(15, 17)
-    counts = metrics.confusion(truth, truth, 255)
-    assert np.array_equal(counts, np.eye(255, dtype=np.int64))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
+def test_ids_of_a_narrow_dtype_do_not_overflow(dtype):
+    size = {np.uint8: 256, np.int16: 847, np.int32: 847}[dtype]
+    ids = np.arange(size, dtype=dtype)[None]
+    counts = metrics.confusion(ids, ids[:, ::-1], size)
+    assert counts.dtype == np.int64
+    assert np.array_equal(counts, np.eye(size, dtype=np.int64)[::-1])
+
+
+def test_847_classes_from_pixels_to_table():
+    names, unseen = [f"class {k}" for k in range(847)], (255, 256, 846)
+    rng = np.random.default_rng(0)
+    truth = rng.integers(-1, 847, (60, 50)).astype(np.int16)
+    prediction = np.where(
+        rng.random(truth.shape) < 0.5, truth % 847, rng.integers(0, 847, (60, 50))
+    )
+    result = metrics.summary(metrics.confusion(truth, prediction, 847), names, unseen)
+    assert_same(result, plain(truth, prediction, names, unseen))
+    held_out = [names[k] for k in unseen]
+    lines = metrics.table({"OTSeg": result}, held_out).splitlines()
+    assert len(lines) == 2 + 847 + 1 + len(metrics.ROWS)
+    shown = [line[: len("IoU, * unseen")].strip() for line in lines[2:849]]
+    assert shown[:844] == [name for name in names if name not in held_out]
+    assert shown[844:] == [f"{name} *" for name in held_out]
+    iou = result["iou"].values()
+    cells = {line[len("IoU, * unseen") :].strip() for line in lines[2:849]}
+    assert cells == {"-" if value is None else f"{value:.2f}" for value in iou}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +154,10 @@ def test_full_palette_of_uint8_does_not_overflow():
         ([[0, 2]], [[0, 1]], 2, [r"truth holds \[2\]", r"0 \.\. 1"]),
         ([[0, 1]], [[-1, 9]], 2, [r"prediction holds \[-1, 9\]"]),
         ([[0, 7]], [[0, 8]], 2, [r"truth holds \[7\].*prediction holds \[8\]"]),
-        ([[0]], [[0]], 256, ["num_classes is 256"]),
+        ([[0, 255]], [[0, 0]], 3, [r"truth holds \[255\]"]),
+        ([[-2]], [[0]], 1, [r"truth holds \[-2\]"]),
+        ([[0]], [[0]], 0, [r"num_classes is 0, wanted 1 \.\. 32768"]),
+        ([[0]], [[0]], 32769, ["num_classes is 32769"]),
     ],
 )
 def test_confusion_names_what_is_wrong(truth, prediction, num_classes, words):
@@ -183,6 +212,15 @@ def test_table_marks_undefined_figures():
     lines = metrics.table({"A": result}, []).splitlines()
     assert lines[2].split() == ["cat", "-"]
     assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_table_takes_names_as_they_are():
+    names = ["1e5", "0x10", "---", "None"]
+    counts = np.diag([1, 2, 3, 4])
+    lines = metrics.table({"1": metrics.summary(counts, names, [1])}, ["0x10"]).splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["1e5", "---", "None", "0x10"]
+    assert [line.split()[-1] for line in lines[2:6]] == ["100.00"] * 4
+    assert lines[0] == "IoU, * unseen       1"
 
 
 def test_table_names_what_is_wrong(results):

@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 from oracles import DATA
 
-from otseg_jax import optim
+from otseg_jax.models.otseg import TRAINABLE
+from otseg_jax.training import optim
 
 
 def recorded() -> dict[int, list[tuple[int, float]]]:
@@ -151,7 +152,7 @@ def test_trainable_is_all_but_the_tower(abstract: bool) -> None:
         return StandIn(nnx.Rngs(0))
 
     model = nnx.eval_shape(build) if abstract else build()
-    _, trainable, rest = nnx.split(model, optim.TRAINABLE, ...)
+    _, trainable, rest = nnx.split(model, TRAINABLE, ...)
     assert names(trainable) == {
         "visionary/scale",
         "visionary/bias",
@@ -163,7 +164,7 @@ def test_trainable_is_all_but_the_tower(abstract: bool) -> None:
 
 
 def test_only_trainable_leaves_move_and_have_moments() -> None:
-    graphdef, trainable, frozen = nnx.split(StandIn(nnx.Rngs(0)), optim.TRAINABLE, ...)
+    graphdef, trainable, frozen = nnx.split(StandIn(nnx.Rngs(0)), TRAINABLE, ...)
     optimizer = optim.make_optimizer(1e-2)
     state = optimizer.init(trainable)
     size = sum(x.size for x in jax.tree.leaves(trainable))

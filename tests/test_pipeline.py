@@ -182,7 +182,7 @@ def test_real_photos_make_batches(photos):
     assert one["image"].shape == (8, 64, 64, 3)
     assert one["image"].dtype == np.float32
     assert one["label"].shape == (8, 64, 64)
-    assert one["label"].dtype == np.uint8
+    assert one["label"].dtype == np.int16
     np.testing.assert_array_equal(one["image"], two["image"])
     np.testing.assert_array_equal(one["label"], two["label"])
 
@@ -203,7 +203,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from otseg_jax.data import pipeline
 
 def transform(example, rng):
-    return {"image": np.full((2, 2, 3), example, np.float32), "label": np.zeros((2, 2), np.uint8)}
+    return {"image": np.full((2, 2, 3), example, np.float32), "label": np.zeros((2, 2), np.int16)}
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("data"))

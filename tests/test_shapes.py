@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from otseg_jax.data.shapes import Shapes
+from otseg_jax.data.classes import IGNORE
+from otseg_jax.data.shapes import Shapes, draw
 
 HUES = {"red": 0.0, "yellow": 50.0, "green": 135.0, "blue": 215.0, "purple": 280.0}
 CORNERS = {"disc": 8, "square": 4, "triangle": 3, "star": 10, "cross": 12}
@@ -35,8 +36,8 @@ def test_an_example_keeps_the_protocol_of_a_folder(val):
     for example in val:
         assert example["image"].shape == (96, 96, 3)
         assert example["label"].shape == (96, 96)
-        assert example["image"].dtype == example["label"].dtype == np.uint8
-        assert set(np.unique(example["label"])) <= {*range(20), 255}
+        assert (example["image"].dtype, example["label"].dtype) == (np.uint8, np.int16)
+        assert set(np.unique(example["label"])) <= {*range(20), IGNORE}
 
 
 def test_an_index_is_any_integer_within_the_split(val):
@@ -52,7 +53,10 @@ def test_bytes_are_the_same_everywhere_and_always():
     for split, image_size in (("train", 96), ("val", 96), ("val", 130)):
         shapes = Shapes(split, size=10**6, image_size=image_size)
         for index in (0, 1, 23, 456_789):
-            digest.update(shapes[index]["image"].tobytes() + shapes[index]["label"].tobytes())
+            example = shapes[index]
+            # the digest was taken of 8-bit labels in which 255 is ignored: -1, wrapped around
+            label = example["label"].astype(np.uint8)
+            digest.update(example["image"].tobytes() + label.tobytes())
     # a run that is resumed, or repeated on another machine, must meet the same pictures
     assert digest.hexdigest() == "325270dfbf470744803307bb80b75121f23260d649268a5f80beae9e9dfd2550"
 
@@ -66,6 +70,17 @@ def test_an_example_depends_on_its_index_alone(val):
         np.testing.assert_array_equal(example["label"], val[index]["label"])
 
 
+def test_a_scene_says_which_thing_is_seen_where():
+    things = [("plain", "red", "disc"), ("dotted", "blue", "star"), ("plain", "green", "cross")]
+    for seed in range(5):
+        image, which = draw(np.random.default_rng(seed), things, image_size=96)
+        assert which.dtype == np.int16
+        assert set(np.unique(which)) == {IGNORE, 0, 1, 2}
+        for order, channel in enumerate((0, 2, 1)):
+            # the strongest channel of its colour; cream dots are a third of the second thing
+            assert (image[which == order].argmax(-1) == channel).mean() > 0.6
+
+
 def test_splits_and_seeds_share_no_picture():
     sources = [Shapes("train", size=40), Shapes("val", size=40), Shapes("train", size=40, seed=1)]
     pictures = {example["image"].tobytes() for source in sources for example in source}
@@ -75,14 +90,14 @@ def test_splits_and_seeds_share_no_picture():
 @pytest.mark.parametrize("start", [0, 17, 60])
 def test_any_twenty_consecutive_images_show_every_class(val, start):
     labels = np.stack([example["label"] for example in val[start : start + 20]])
-    assert set(np.unique(labels)) == {*range(20), 255}
+    assert set(np.unique(labels)) == {*range(20), IGNORE}
 
 
 def test_every_object_is_large_and_one_to_four_share_an_image(train):
     counts = []
     for index, example in enumerate(train):
         ids, areas = np.unique(example["label"], return_counts=True)
-        areas = areas[ids != 255]
+        areas = areas[ids != IGNORE]
         assert areas.min() >= 250, f"image {index}: too little is left of an object"
         counts.append(len(areas))
     assert set(counts) == {1, 2, 3, 4}
@@ -95,10 +110,10 @@ def test_a_border_parts_objects_that_overlap(train):
         near = [
             cv2.dilate((example["label"] == k).astype(np.uint8), kernel)
             for k in np.unique(example["label"])
-            if k != 255
+            if k != IGNORE
         ]
-        for k in np.unique(example["label"][example["label"] != 255]):
-            others = (example["label"] != 255) & (example["label"] != k)
+        for k in np.unique(example["label"][example["label"] != IGNORE]):
+            others = (example["label"] != IGNORE) & (example["label"] != k)
             touched = cv2.dilate((example["label"] == k).astype(np.uint8), kernel) & others
             assert not touched.any()
         overlaps += int(np.sum(near, axis=0).max() > 1)
@@ -110,7 +125,7 @@ def test_objects_have_the_colour_and_the_corners_of_their_name(train):
     met = set()
     for example in train:
         hsv = cv2.cvtColor(example["image"].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
-        for k in np.unique(example["label"][example["label"] != 255]):
+        for k in np.unique(example["label"][example["label"] != IGNORE]):
             _, colour, shape = names[k].split()
             inside = example["label"] == k
             hue = np.median((hsv[..., 0][inside & (hsv[..., 1] > 0.4)] + 60) % 360) - 60
@@ -149,7 +164,7 @@ def _whole_patches(examples: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     labels = np.stack([e["label"] for e in examples]).reshape(-1, 12, 8, 12, 8)
     images = images.swapaxes(2, 3).reshape(-1, 8, 8, 3)
     labels = labels.swapaxes(2, 3).reshape(-1, 64)
-    whole = (labels == labels[:, :1]).all(1) & (labels[:, 0] != 255)
+    whole = (labels == labels[:, :1]).all(1) & (labels[:, 0] != IGNORE)
     return images[whole].astype(np.float64) / 255, labels[whole, 0].astype(int)
 
 
@@ -168,10 +183,10 @@ def test_backgrounds_are_paler_than_any_class(val):
         saturation = cv2.cvtColor(example["image"].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)[
             ..., 1
         ]
-        objects = (example["label"] != 255).astype(np.uint8)
+        objects = (example["label"] != IGNORE).astype(np.uint8)
         background = cv2.dilate(objects, np.ones((9, 9), np.uint8)) == 0
         assert saturation[background].max() < 0.3
-        for k in np.unique(example["label"][example["label"] != 255]):
+        for k in np.unique(example["label"][example["label"] != IGNORE]):
             assert np.percentile(saturation[example["label"] == k], 75) > 0.45
 
 
@@ -181,8 +196,8 @@ def test_a_larger_image_is_the_same_scene(val):
         example = large[index]
         # cells of 2 × 2 pixels, compared where both labels are away from borders
         label = example["label"].reshape(96, 2, 96, 2).swapaxes(1, 2).reshape(96, 96, 4)
-        inside = (label == label[..., :1]).all(-1) & (label[..., 0] != 255)
-        inside &= val[index]["label"] != 255
+        inside = (label == label[..., :1]).all(-1) & (label[..., 0] != IGNORE)
+        inside &= val[index]["label"] != IGNORE
         assert inside.sum() > 250
         np.testing.assert_array_equal(label[inside, 0], val[index]["label"][inside])
         small = example["image"].reshape(96, 2, 96, 2, 3).mean((1, 3))
@@ -202,8 +217,8 @@ def test_other_words_are_for_the_same_pictures(val):
         np.testing.assert_array_equal(renamed["label"], example["label"])
         for k in np.unique(example["label"]):
             (found,) = np.unique(coloured["label"][example["label"] == k])
-            wanted = "" if k == 255 else f"{colours[k]} thing"
-            assert wanted == ("" if found == 255 else by_colour.vocabulary.names[found])
+            wanted = "" if k == IGNORE else f"{colours[k]} thing"
+            assert wanted == ("" if found == IGNORE else by_colour.vocabulary.names[found])
 
 
 def test_all_bad_arguments_are_named_at_once():

@@ -13,34 +13,31 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 from oracles import relative_error
 
 from configs import shapes as shapes_config
-from experiments import pretrain_shapes_clip as pretrain
-from otseg_jax import text, towers
-from otseg_jax.data import captions
+from experiments.shapes_clip import captions, pretrain
+from otseg_jax import build
+from otseg_jax.data.classes import IGNORE
 from otseg_jax.data.shapes import Shapes
-from otseg_jax.models.clip import VisionTower
-from otseg_jax.weights import hub, hugging_face, table
+from otseg_jax.weights import hub
 
 FOLDER = hub.find(hub.BUILT_IN, ())
-RECORD = json.loads((Path(pretrain.__file__).parent / "pretrain_shapes_clip.json").read_text())
+RECORD = json.loads(Path(pretrain.__file__).with_suffix(".json").read_text())
 
 
 @pytest.fixture(scope="module")
 def clip():
-    found = hugging_face.load(FOLDER)
-    tower = VisionTower(found.vision_config, double_class_embedding=False, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(tower)
-    return nnx.merge(graphdef, table.assign(state, found.vision)), towers.pretrained(
-        hub.BUILT_IN, image_size=96
-    )
+    return build.load_clip(hub.BUILT_IN).clip
+
+
+@pytest.fixture(scope="module")
+def tower(clip):
+    return clip.build_vision()
 
 
 def embed(clip, texts: list[str]) -> np.ndarray:
-    tokens = clip[1].tokenizer(texts)
-    return text.embed(clip[1].make_text_tower(), tokens, shape=(len(texts), 1))[:, 0]
+    return clip.embed(texts, ["{}"])[:, 0]
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
@@ -56,7 +53,7 @@ def test_it_is_small_and_the_one_on_record():
     )
 
 
-def test_transformers_agrees(clip):
+def test_transformers_agrees(clip, tower):
     """Its own loader, its own tokenizer, its own towers, in torch."""
     model = transformers.CLIPModel.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tokenizer = transformers.CLIPTokenizer.from_pretrained(FOLDER)
@@ -71,13 +68,12 @@ def test_transformers_agrees(clip):
         np.asarray(getattr(x, "pooler_output", x)) for x in (expected_text, expected_image)
     )
     expected_text /= np.linalg.norm(expected_text, axis=-1, keepdims=True)
-    tower = clip[0]
     found = tower.project(tower.encode(jnp.asarray(normalised(images))))[:, 0]
     assert relative_error(found, expected_image) < 1e-5
     assert relative_error(embed(clip, texts), expected_text) < 1e-5
 
 
-def test_one_thing_is_recognised_without_training(clip):
+def test_one_thing_is_recognised_without_training(clip, tower):
     """Zero-shot accuracy among the 20 classes; the issue of its making asked for 90 %."""
     names = Shapes("val", size=1).vocabulary.names
     pictures = captions.draw(700, most=1, image_size=64, seed=51, processes=2)
@@ -85,23 +81,21 @@ def test_one_thing_is_recognised_without_training(clip):
     keep = np.array([name in names for name in shown])
     assert keep.sum() > 100
     classes = embed(clip, [f"a photo of a {name}." for name in names])
-    tower = clip[0]
     raw = jax.jit(lambda x: tower.project(tower.encode(x))[:, 0])(normalised(pictures.images[keep]))
     guess = (np.asarray(raw) @ classes.T).argmax(1)
     answer = [names.index(name) for name in np.array(shown)[keep]]
     assert np.mean(guess == answer) >= 0.9
 
 
-def test_patch_tokens_tell_the_class_to_a_linear_probe(clip):
+def test_patch_tokens_tell_the_class_to_a_linear_probe(tower):
     """Logistic regression by Newton's method (not the ridge of the script) on single tokens."""
-    tower = clip[0]
     encode = jax.jit(lambda x: tower.encode(x)[:, 1:])
 
     def tokens(split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
         examples = list(Shapes(split, size=size, seed=7))
         label = np.stack([e["label"] for e in examples]).reshape(size, 12, 8, 12, 8)
         label = label.swapaxes(2, 3).reshape(size, 144, 64)
-        whole = (label == label[..., :1]).all(-1) & (label[..., 0] != 255)
+        whole = (label == label[..., :1]).all(-1) & (label[..., 0] != IGNORE)
         x = np.asarray(encode(normalised(np.stack([e["image"] for e in examples]))))
         return x[whole].astype(np.float64), label[..., 0][whole].astype(int)
 
@@ -135,7 +129,7 @@ def test_the_configuration_takes_it_with_its_normalisation():
     config = shapes_config.get_config()
     assert config.clip.source == hub.BUILT_IN
     assert (config.data.mean, config.data.std) == (pretrain.MEAN, pretrain.STD)
-    found = towers.pretrained(hub.BUILT_IN, image_size=config.data.crop)
+    found = build.load_clip(hub.BUILT_IN, image_size=config.data.crop).clip
     assert found.vision_config.image_size == 96
     assert found.vision["position_embedding"].shape[0] == 1 + 12**2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracles import numbers, reference_sinkhorn, relative_error
 
-from otseg_jax.sinkhorn import mps, sinkhorn, solve
+from otseg_jax.ot.sinkhorn import mps, sinkhorn, solve
 
 # Updates after which the authors' program left its loop, found by fitting its float64 plans.
 STOPPED_AFTER = {"easy": 48, "hard": 55, "single": 2}

@@ -9,6 +9,7 @@ import torch
 
 from configs import common
 from otseg_jax.data import folders, transforms
+from otseg_jax.data.classes import IGNORE
 
 SCALE = (2048, 512)
 MEAN, STD = common.IMAGENET
@@ -39,7 +40,7 @@ def _image(height, width, seed=0):
 
 
 def _label(height, width, classes=4, seed=0):
-    return np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.uint8)
+    return np.random.default_rng(seed).integers(0, classes, (height, width)).astype(np.int16)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,8 @@ def test_fit(size, scale, expected):
 
 @pytest.mark.parametrize("size", [(30, 41), (200, 170)])
 def test_resize_equals_torch_and_a_loop(size):
-    image, label = _image(*size), _label(*size, classes=21)
+    image, label = _image(*size), _label(*size, classes=847)
+    label[::3] = IGNORE
     new_image, new_label = transforms.resize(image, label, scale=(100, 64))
     height, width = transforms.fit(*size, scale=(100, 64))
     expected = torch.nn.functional.interpolate(
@@ -103,7 +105,7 @@ def test_crop_keeps_sides_that_are_too_short():
 
 
 def _halves(left, right):
-    label = np.empty((8, 32), np.uint8)
+    label = np.empty((8, 32), np.int16)
     label[:, :16], label[:, 16:] = left, right
     return label
 
@@ -124,8 +126,9 @@ def _crop_start(label, fraction, *draws):
         (_halves(1, 2), 0.75, [0, 20, 12], (12, 3)),  # one class alone twice, then half and half
         (_halves(1, 2), 0.75, [10, 12], (12, 2)),  # 6 of 8 columns: the bound itself is too much
         (_halves(1, 2), 0.75, [11, 3], (11, 1)),  # 5 of 8
-        (_halves(1, 255), 0.75, [12] * 11, (12, 11)),  # ignored pixels do not count: class 1 is all
-        (_halves(255, 255), 0.75, [5] * 11, (5, 11)),  # nothing at all counts as dominated
+        (_halves(1, IGNORE), 0.75, [12] * 11, (12, 11)),  # ignored pixels do not count: 1 is all
+        (_halves(IGNORE, IGNORE), 0.75, [5] * 11, (5, 11)),  # nothing at all counts as dominated
+        (_halves(255, 846), 0.75, [0, 20, 12], (12, 3)),  # 255 is a class like any other
         (_halves(1, 2), 0.75, [*range(11), 12], (10, 11)),  # the 11th is kept unseen
         (_halves(1, 1), 1.0, [7], (7, 1)),  # switched off
     ],
@@ -235,10 +238,11 @@ def test_statistics_are_the_published_ones():
 
 
 def test_pad_adds_below_and_right():
-    image, label = np.ones((2, 3, 3), np.float32), np.ones((2, 3), np.uint8)
+    image, label = np.ones((2, 3, 3), np.float32), np.ones((2, 3), np.int16)
     a, b = transforms.pad(image, label, size=4)
     np.testing.assert_array_equal(a[..., 0], [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4, [0] * 4])
-    np.testing.assert_array_equal(b, [[1, 1, 1, 255], [1, 1, 1, 255], [255] * 4, [255] * 4])
+    np.testing.assert_array_equal(b, [[1, 1, 1, IGNORE]] * 2 + [[IGNORE] * 4] * 2)
+    assert b.dtype == np.int16
 
 
 def test_for_train_is_its_steps_in_order():
@@ -257,7 +261,22 @@ def test_for_train_is_its_steps_in_order():
     expected = ((bright - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     np.testing.assert_array_equal(result["image"], expected)
     np.testing.assert_array_equal(result["label"], label)
+    assert result["label"].dtype == np.int16
     assert set(result) == {"image", "label"}
+
+
+def test_for_train_takes_any_vocabulary():
+    """Ids are only moved: renamed before or after, the result is the same."""
+    example = {"image": _image(60, 80), "label": _label(60, 80)}
+    renamed = np.array([255, 300, 846, 32_767, IGNORE], np.int16)
+    options = {"crop": 64, "scale": (400, 61), "mean": MEAN, "std": STD}
+    for seed in range(20):
+        small = transforms.for_train(example, np.random.default_rng(seed), **options)
+        large = transforms.for_train(
+            {**example, "label": renamed[example["label"]]}, np.random.default_rng(seed), **options
+        )
+        np.testing.assert_array_equal(large["image"], small["image"])
+        np.testing.assert_array_equal(large["label"], renamed[small["label"]])
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -272,10 +291,10 @@ def test_for_train_on_real_photos(photos, split):
         assert one["image"].shape == (512, 512, 3)
         assert one["image"].dtype == np.float32
         assert one["label"].shape == (512, 512)
-        assert set(np.unique(one["label"])) <= set(np.unique(example["label"])) | {255}
+        assert set(np.unique(one["label"])) <= set(np.unique(example["label"])) | {IGNORE}
         # padding is 0 after normalising; a photo's 8-bit values never normalise to exactly 0
         padded = (one["image"] == 0).all(-1)
-        assert (one["label"][padded] == 255).all()
+        assert (one["label"][padded] == IGNORE).all()
         small += padded.any()
         np.testing.assert_array_equal(one["image"], two["image"])
         np.testing.assert_array_equal(one["label"], two["label"])

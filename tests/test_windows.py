@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import DATA
 
-from otseg_jax import windows
+from otseg_jax.evaluation import windows
 
 SIZES = [  # (height, width, window, stride): exact fit, shifted, one row, smaller than the window
     (48, 72, 32, 24),

@@ -12,8 +12,8 @@ from oracles import DATA, numbers
 
 from configs import common
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
-from otseg_jax.models.otseg import OTSeg
-from otseg_jax.weights import mmseg, table
+from otseg_jax.models.otseg import OTSeg, OTSegConfig
+from otseg_jax.weights import mmseg, names, rules
 
 VISION = VisionConfig(
     image_size=32, patch_size=8, width=48, layers=4, heads=12, mlp_width=192, embed_dim=32
@@ -36,26 +36,29 @@ def select(prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:
     return {name: array for name, array in state_dict().items() if name.startswith(prefixes)}
 
 
-def otseg(**options) -> OTSeg:
+def otseg(*, transport=None, dtype=jnp.float32, **choices) -> OTSeg:
     """OTSeg with the authors' weights."""
-    model = nnx.eval_shape(lambda: OTSeg(VISION, prompt_tokens=5, rngs=nnx.Rngs(0), **options))
+    config = OTSegConfig(prompt_tokens=5, **choices)
+    model = nnx.eval_shape(
+        lambda: OTSeg(VISION, config, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
+    )
     graphdef, state = nnx.split(model)
-    leaves = table.fill(
+    leaves = rules.fill(
         mmseg.otseg_rules(blocks=4, layers=3),
         select(("backbone.", "decode_head.")),
-        table.flatten(state),
+        names.flatten(state),
         unused=mmseg.unused(layers=3),
     )
-    return nnx.merge(graphdef, table.assign(state, leaves))
+    return nnx.merge(graphdef, names.assign(state, leaves))
 
 
 def text_tower() -> TextTower:
     """The text tower with the authors' weights."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: TextTower(TEXT, rngs=nnx.Rngs(0))))
-    leaves = table.fill(
-        mmseg.text_rules(blocks=3), select(("text_encoder.",)), table.flatten(state)
+    leaves = rules.fill(
+        mmseg.text_rules(blocks=3), select(("text_encoder.",)), names.flatten(state)
     )
-    return nnx.merge(graphdef, table.assign(state, leaves))
+    return nnx.merge(graphdef, names.assign(state, leaves))
 
 
 CLASSES = "name,split\n" + "".join(

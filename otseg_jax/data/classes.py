@@ -1,17 +1,24 @@
-"""Class names, unseen indices and palettes of every data set: the only place where they appear.
+"""Class names, unseen ids and palettes of every data set: the only place where they appear.
 
-A class id is the index into `Vocabulary.names`, 0..K-1; `folders` turns ids on disk (where 0 may be
-background) into these. Colours are 8-bit RGB. Names keep the spelling of the reference, down to the
-trailing space of ADE20K's "bed ", because published text embeddings were computed from it; its
-palettes repeat some colours, so a colour does not identify a class.
+A class id is the index into `Vocabulary.names`, 0..K-1. Label maps on the host are int16 [h, w] of
+ids or `IGNORE`, whatever a file holds (`decode` turns one into the other). Colours are 8-bit RGB.
+Names keep the spelling of the reference, down to the trailing space of ADE20K's "bed ", because
+published text embeddings were computed from it; its palettes repeat some colours, so a colour does
+not identify a class.
 """
 
 import csv
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-IGNORE = 255
-"""The label of a pixel that belongs to no class of the vocabulary."""
+import numpy as np
+
+IGNORE = -1
+"""The label of a pixel that belongs to no class: negative, so that it is the id of none."""
+
+MOST_CLASSES = 2**15
+"""Size of the largest vocabulary: an int16 holds the ids 0..32,767 besides negative markers."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +26,18 @@ class Vocabulary:
     """The classes of a data set, in the order of their ids.
 
     Args:
-      names: K distinct class names; `names[k]` is what the text tower is asked about.
-      unseen: ids in 0..K-1 whose pixels training never shows in the zero-shot regimes.
-      palette: K colours, 8-bit RGB; left out, the bit-interleaved colours of `default_palette`.
+        names: distinct; `names[k]` is what the text tower is asked about.
+        unseen: ids whose pixels training never shows in the zero-shot regimes.
+        palette: 8-bit RGB for each name; left out, `default_palette`.
 
     Raises:
-      ValueError: names repeat, an unseen id has no name, or the palette has another length; all
-        problems in one message.
+        ValueError: no names or more than `MOST_CLASSES`, names repeat, an unseen id has no name, or
+            the palette has another length; all problems in one message.
 
     Example:
-      >>> pets = Vocabulary(("cat", "dog", "newt"), unseen=(2,))
-      >>> pets.seen, pets.palette[0]
-      ((0, 1), (128, 0, 0))
+        >>> pets = Vocabulary(("cat", "dog", "newt"), unseen=(2,))
+        >>> pets.seen, pets.palette[0]
+        ((0, 1), (128, 0, 0))
     """
 
     names: tuple[str, ...]
@@ -41,9 +48,9 @@ class Vocabulary:
         if not self.palette:
             object.__setattr__(self, "palette", default_palette(len(self.names)))
         problems = []
-        if not 0 < len(self.names) < IGNORE:
-            problems.append(f"{len(self.names)} names: an 8-bit label map holds 1 to {IGNORE - 1}")
-        if repeated := sorted({n for n in self.names if self.names.count(n) > 1}):
+        if not 0 < len(self.names) <= MOST_CLASSES:
+            problems.append(f"{len(self.names)} names: wanted 1 to {MOST_CLASSES}")
+        if repeated := sorted(name for name, n in Counter(self.names).items() if n > 1):
             problems.append(f"names repeat: {repeated}")
         if outside := [k for k in self.unseen if not 0 <= k < len(self.names)]:
             problems.append(f"unseen ids {outside} lie outside 0..{len(self.names) - 1}")
@@ -60,21 +67,19 @@ class Vocabulary:
     @property
     def seen(self) -> tuple[int, ...]:
         """The ids that are not unseen, ascending."""
-        return tuple(k for k in range(len(self.names)) if k not in self.unseen)
+        unseen = set(self.unseen)
+        return tuple(k for k in range(len(self.names)) if k not in unseen)
 
 
 def read(path: Path) -> Vocabulary:
     """Read the classes of your own data set: a CSV file with one class per line, in id order.
 
     Args:
-      path: UTF-8 text under the header `name,split`, split being seen or unseen.
-
-    Returns:
-      The vocabulary, with the default palette.
+        path: UTF-8 text under the header `name,split`, split being seen or unseen.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: another header, a line that is not understood, repeated names or too many of them.
+        FileNotFoundError: no such file.
+        ValueError: another header, a line that is not understood, repeated names or too many.
     """
     try:
         # Spreadsheets begin UTF-8 files with a byte order mark: utf-8-sig drops it.
@@ -99,32 +104,28 @@ def read(path: Path) -> Vocabulary:
 
 
 def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """PASCAL VOC's colours for ids 1..classes (0 is black there), so that neighbours differ.
+    """PASCAL VOC's colours for ids 1..classes (0 is black there): distinct, neighbours far apart.
 
-    Bit 7 - j of (red, green, blue) is bit (3j, 3j + 1, 3j + 2) of the id.
-
-    Args:
-      classes: number of colours, up to 254.
-
-    Returns:
-      `classes` distinct 8-bit RGB colours.
+    Bit 7 - j of (red, green, blue) is bit (3j, 3j + 1, 3j + 2) of the id, j = 0..7.
 
     Example:
-      >>> default_palette(3)
-      ((128, 0, 0), (0, 128, 0), (128, 128, 0))
+        >>> default_palette(3)
+        ((128, 0, 0), (0, 128, 0), (128, 128, 0))
     """
+    ids = np.arange(1, classes + 1)[:, None, None]
+    j, channel = np.arange(8)[:, None], np.arange(3)
+    colours = ((ids >> (3 * j + channel) & 1) << (7 - j)).sum(1)
+    return tuple((red, green, blue) for red, green, blue in colours.tolist())
 
-    def channel(identity: int, offset: int) -> int:
-        return sum((identity >> (3 * j + offset) & 1) << (7 - j) for j in range(3))
 
-    return tuple((channel(k, 0), channel(k, 1), channel(k, 2)) for k in range(1, classes + 1))
+def _names(text: str) -> tuple[str, ...]:
+    # Only what follows a comma is stripped: the space of "bed " stands before one.
+    return tuple(name.lstrip() for name in text.removesuffix("\n").split(","))
 
 
 def _vocabulary(names: str, *, unseen: tuple[int, ...] = (), palette: str = "") -> Vocabulary:
-    # Only what follows a comma is stripped: the space of "bed " stands before one.
-    split = tuple(name.lstrip() for name in names.removesuffix("\n").split(","))
     colours = (bytes.fromhex(colour) for colour in palette.split())
-    return Vocabulary(split, unseen, tuple((c[0], c[1], c[2]) for c in colours))
+    return Vocabulary(_names(names), unseen, tuple((c[0], c[1], c[2]) for c in colours))
 
 
 VOC12 = _vocabulary(
@@ -253,15 +254,13 @@ pattern, colour and shape of an unseen class occurs in at least two seen ones.
 
 SHAPES_SYNONYMS = replace(
     SHAPES,
-    names=(
-        *("solid scarlet circle", "solid golden box", "solid emerald wedge"),
-        *("solid azure pentagram", "solid violet plus", "stripy scarlet box"),
-        *("stripy golden wedge", "stripy emerald pentagram", "stripy azure plus"),
-        *("stripy violet circle", "spotted scarlet wedge", "spotted golden pentagram"),
-        *("spotted emerald plus", "spotted azure circle", "spotted violet box"),
-        *("chequered scarlet pentagram", "chequered golden plus", "chequered emerald circle"),
-        *("chequered azure box", "chequered violet wedge"),
-    ),
+    names=_names("""
+solid scarlet circle, solid golden box, solid emerald wedge, solid azure pentagram,
+solid violet plus, stripy scarlet box, stripy golden wedge, stripy emerald pentagram,
+stripy azure plus, stripy violet circle, spotted scarlet wedge, spotted golden pentagram,
+spotted emerald plus, spotted azure circle, spotted violet box, chequered scarlet pentagram,
+chequered golden plus, chequered emerald circle, chequered azure box, chequered violet wedge
+"""),
 )
 """The classes of `SHAPES` in other words, one for one (cross-vocabulary evaluation)."""
 

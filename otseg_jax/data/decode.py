@@ -1,22 +1,27 @@
 """Decode one photo or one mask, refusing what would be misread.
 
-Arrays: photo u8[h, w, 3], RGB; mask u8[h, w], class id 0..K-1 of a vocabulary, or 255 where the
-pixel belongs to no class. Ids on disk differ by data set (0 may be background, ids may have gaps);
-one table of 256 entries, the `Coding`, turns them into these.
+The values of mask files differ by data set (0 may be background, ids may have gaps) and by depth;
+one table, the `Coding`, turns all of them into class ids and `IGNORE`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16, Integer, UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from otseg_jax.data.classes import IGNORE
 
 MAX_PIXELS = 80_000_000
 """Largest file that is decoded: a few bytes can declare a size that fills the memory."""
+
+IGNORE_8_BIT, IGNORE_16_BIT = 255, 65_535
+"""What files hold where a pixel belongs to no class; 16-bit ones also 255, if it is no class."""
+
+MEANINGLESS = -3
+"""Entry of a `Coding` for a value that means nothing (-2 is `regimes.HIDDEN`)."""
 
 COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Raw COCO-Stuff ids in 0..181 that no image uses; train ids close these gaps."""
@@ -27,115 +32,99 @@ class Coding:
     """What the values of a mask file mean.
 
     Args:
-      table: i16[256], class id (or 255) of each value on disk, -1 where a value means nothing.
-      wanted: the allowed values in words, for the error message.
-      mend: what to do about a value that means nothing.
+        table: class id, `IGNORE` or `MEANINGLESS` for every value of up to 16 bits.
+        wanted: the allowed values in words, for the error message.
+        hint: what to do about a value that means nothing.
     """
 
-    table: Int16[np.ndarray, "256"]
+    table: Int16[np.ndarray, "65536"]
     wanted: str
-    mend: str
+    hint: str
 
 
-def plain_coding(classes: int, *, mend: str) -> Coding:
-    """Values are class ids: 0..classes-1, 255 ignored.
-
-    Args:
-      classes: K, 1 to 254.
-      mend: what to do about another value.
-
-    Returns:
-      The coding.
+def plain_coding(classes: int, *, hint: str) -> Coding:
+    """Values are class ids.
 
     Example:
-      >>> plain_coding(3, mend="fix it").table[[0, 2, 3, 255]].tolist()
-      [0, 2, -1, 255]
+        >>> plain_coding(3, hint="fix it").table[[0, 2, 3, 255, 65535]].tolist()
+        [0, 2, -3, -1, -1]
     """
-    table = np.full(256, -1, np.int16)
-    table[:classes] = np.arange(classes)
-    table[IGNORE] = IGNORE
-    return Coding(table, f"0..{classes - 1} or {IGNORE}", mend)
+    return _coding(np.arange(classes), f"0..{classes - 1}", hint)
 
 
-def reduced_coding(classes: int, *, zero: str, mend: str) -> Coding:
-    """Values are class ids plus one: 0 and 255 ignored ("reduce zero label" in mmsegmentation).
+def reduced_coding(classes: int, *, zero: str, hint: str) -> Coding:
+    """Values are class ids plus one, 0 is ignored ("reduce zero label" in mmsegmentation).
 
     Args:
-      classes: K, 1 to 254.
-      zero: what 0 stands for, in a word.
-      mend: what to do about another value.
-
-    Returns:
-      The coding.
+        zero: what 0 stands for, in a word.
+        hint: what to do about another value.
 
     Example:
-      >>> reduced_coding(3, zero="background", mend="fix it").table[[0, 1, 3, 4, 255]].tolist()
-      [255, 0, 2, -1, 255]
+        >>> reduced_coding(3, zero="background", hint="fix it").table[[0, 1, 3, 4, 255]].tolist()
+        [-1, 0, 2, -3, -1]
     """
-    table = np.full(256, -1, np.int16)
-    table[1 : classes + 1] = np.arange(classes)
-    table[[0, IGNORE]] = IGNORE
-    return Coding(table, f"0 ({zero}), 1..{classes} or {IGNORE}", mend)
+    wanted = f"0 ({zero}), 1..{classes}"
+    return _coding(np.arange(1, classes + 1), wanted, hint, ignored=[0])
 
 
-def raw_coco_coding(*, mend: str) -> Coding:
-    """Values are raw COCO-Stuff ids, 0..181 with 11 gaps; 255 ignored.
-
-    Args:
-      mend: what to do about another value.
-
-    Returns:
-      The coding onto the 171 train ids.
+def raw_coco_coding(*, hint: str) -> Coding:
+    """Values are raw COCO-Stuff ids, 0..181 with 11 gaps, for the 171 train ids.
 
     Example:
-      >>> raw_coco_coding(mend="fix it").table[[0, 10, 11, 12, 181, 255]].tolist()
-      [0, 10, -1, 11, 170, 255]
+        >>> raw_coco_coding(hint="fix it").table[[0, 10, 11, 12, 181, 255]].tolist()
+        [0, 10, -3, 11, 170, -1]
     """
-    raw = np.setdiff1d(np.arange(182), COCO_GAPS)
-    table = np.full(256, -1, np.int16)
-    table[raw] = np.arange(len(raw))
-    table[IGNORE] = IGNORE
     gaps = ", ".join(map(str, COCO_GAPS))
-    return Coding(table, f"raw ids 0..181 but for {gaps}, or {IGNORE}", mend)
+    raw = np.setdiff1d(np.arange(182), COCO_GAPS)
+    return _coding(raw, f"raw ids 0..181 but for {gaps},", hint)
 
 
 def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a photo to RGB, upright as its EXIF orientation says (as OpenCV does).
 
     Args:
-      path: JPEG, PNG or whatever else Pillow reads.
-
-    Returns:
-      u8[h, w, 3], RGB in 0..255.
+        path: JPEG, PNG or whatever else Pillow reads.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: the file is corrupt, truncated, not 8-bit, or larger than `MAX_PIXELS`.
+        FileNotFoundError: no such file.
+        ValueError: the file is corrupt, truncated, not 8-bit, or larger than `MAX_PIXELS`.
     """
     return _decode(path, _upright)
 
 
-def mask(path: Path, coding: Coding) -> UInt8[np.ndarray, "h w"]:
-    """Decode a mask and turn its values into class ids.
+def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
+    """Decode a mask and turn its values into class ids and `IGNORE`.
 
     Args:
-      path: 8-bit PNG with one channel, grey or palette (the colours of the palette do not matter).
-      coding: what its values mean.
-
-    Returns:
-      u8[h, w], class ids 0..K-1, or 255 for ignored pixels.
+        path: PNG with one channel: 16-bit grey, or 8-bit grey or palette, whose colours do not
+            matter, where the coding leaves 255 free.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: the file is corrupt, truncated or too large, has colour channels or another depth,
-        or holds values that mean nothing.
+        FileNotFoundError: no such file.
+        ValueError: the file is corrupt, truncated or too large, has colour channels, another depth
+            or too few bits for the coding, or holds values that mean nothing.
     """
-    values = _decode(path, _one_channel).astype(np.uint8)
+    values = _decode(path, lambda image: _one_channel(image, coding)).astype(np.uint16)
     ids = coding.table[values]
-    if (ids < 0).any():
-        wrong = np.unique(values[ids < 0]).tolist()
-        raise ValueError(f"{path} holds the values {wrong}, wanted {coding.wanted}: {coding.mend}")
-    return ids.astype(np.uint8)
+    if (meaningless := ids == MEANINGLESS).any():
+        wrong = np.unique(values[meaningless]).tolist()
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(
+            f"{path} holds the values {wrong[:10]}{more}, wanted {coding.wanted}: {coding.hint}"
+        )
+    return ids
+
+
+def _coding(
+    values: Integer[np.ndarray, " k"], wanted: str, hint: str, *, ignored: Iterable[int] = ()
+) -> Coding:
+    """Class k is written as `values[k]`."""
+    table = np.full(2**16, MEANINGLESS, np.int16)
+    table[[*ignored, IGNORE_8_BIT, IGNORE_16_BIT]] = IGNORE
+    # After the line above: where 255 is a class, it does not stand for `IGNORE`.
+    table[values] = np.arange(len(values))
+    free = IGNORE_8_BIT if table[IGNORE_8_BIT] == IGNORE else IGNORE_16_BIT
+    return Coding(table, f"{wanted} or {free}", hint)
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
@@ -145,14 +134,20 @@ def _upright(image: ImageFile.ImageFile) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_channel(image: ImageFile.ImageFile) -> Image.Image:
-    if image.mode not in ("1", "L", "P"):
+def _one_channel(image: ImageFile.ImageFile, coding: Coding) -> Image.Image:
+    if image.mode not in ("1", "L", "P", "I;16"):
         raise ValueError(
-            f"mode {image.mode}, but a mask is an 8-bit PNG whose one channel holds class ids"
+            f"mode {image.mode}, but a mask is a PNG of 8 or 16 bits whose one channel holds "
+            "class ids"
         )
     # Pillow stretches 2- and 4-bit grey to 0..255, which turns ids into other valid ids.
     if any(tile[3] in ("L;2", "L;4") for tile in image.tile):
         raise ValueError("2- or 4-bit grey; save the mask as 8-bit grey or as a palette PNG")
+    if image.mode != "I;16" and coding.table[IGNORE_8_BIT] != IGNORE:
+        raise ValueError(
+            f"mode {image.mode} has 8 bits, in which {IGNORE_8_BIT} could be a class or no class; "
+            f"save the mask as a 16-bit grey PNG of {coding.wanted}"
+        )
     return image
 
 

@@ -1,8 +1,7 @@
 """Index data sets in the folders that their authors ship, or in your own, and read examples.
 
-Arrays: image u8[h, w, 3], RGB; label u8[h, w], class id 0..K-1 of the vocabulary, or 255 where the
-pixel belongs to no class. Problems of the tree (a missing list, masks that are not there) are
-collected by `index` and raised once; problems inside a file are raised when it is read.
+Problems of the tree (a missing list, masks that are not there) are collected by `index` and raised
+once; problems inside a file are raised when it is read.
 """
 
 import logging
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import SupportsIndex, TypedDict
 
 import numpy as np
+from jaxtyping import Int16, UInt8
 
 from otseg_jax.data import classes, decode
 
@@ -31,23 +31,16 @@ Pair = tuple[Path, tuple[Path, ...]]
 
 
 class Example(TypedDict):
-    """image u8[h, w, 3], RGB; label u8[h, w], 0..K-1 or 255; name, the file name without suffix."""
+    """A photo in RGB, its class ids (or `IGNORE`), and the file name without suffix."""
 
-    image: np.ndarray
-    label: np.ndarray
+    image: UInt8[np.ndarray, "h w 3"]
+    label: Int16[np.ndarray, "h w"]
     name: str
 
 
 @dataclass(frozen=True)
 class Folder:
-    """An indexed split: `len(folder)` examples, `folder[i]` reads the i-th from disk.
-
-    Args:
-      vocabulary: the classes that labels refer to.
-      images: paths of the photos.
-      labels: paths of their masks, in the same order.
-      coding: what the values of the masks mean.
-    """
+    """An indexed split: `folder[i]` reads a photo, and the mask at the same place in `labels`."""
 
     vocabulary: classes.Vocabulary
     images: tuple[Path, ...] = field(repr=False)
@@ -79,25 +72,24 @@ def index(
     """Find the photos and masks of one split and check that all of them exist.
 
     Args:
-      dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data:
-        images/{train,val}/*.{jpg,jpeg,png}, labels/{train,val}/*.png holding 0..K-1 or 255, and
-        classes.csv: under the header `name,split` one line per class in the order of the ids, split
-        being seen or unseen.
-      root: the folder of the data set itself (VOC2012, VOC2010, coco_stuff164k or MSCOCO,
-        ADEChallengeData2016), or one above it (VOCdevkit, or what holds that).
-      split: "train" or "val".
-      augmented: VOC only: train on the images of `aug.txt` besides those of `train.txt`, as every
-        published result does.
-      raw_ids: COCO-Stuff only: read the raw maps `ID.png` (0..181) and convert them to train ids,
-        for trees where `ID_labelTrainIds.png` was never made.
+        dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data:
+            images/{train,val}/*.{jpg,jpeg,png}, labels/{train,val}/*.png holding 0..K-1 or 255
+            (more than 255 classes: 16-bit grey, 65535 instead of 255), and classes.csv: under the
+            header `name,split` one line per class in id order, split being seen or unseen.
+        root: the folder of the data set itself (VOC2012, VOC2010, coco_stuff164k or MSCOCO,
+            ADEChallengeData2016), or one above it (VOCdevkit, or what holds that).
+        augmented: VOC only: train on the images of `aug.txt` besides those of `train.txt`, as every
+            published result does.
+        raw_ids: COCO-Stuff only: read the raw maps `ID.png` (0..181) and convert them to train ids,
+            for trees where `ID_labelTrainIds.png` was never made.
 
     Returns:
-      The split, its examples in the order of the lists, or of the file names where there are none.
+        Examples in the order of the lists, or of the file names where there are none.
 
     Raises:
-      FileNotFoundError: the root, a folder, a list, photos or masks are missing.
-      ValueError: an unknown data set or split, raw COCO ids without `raw_ids` or the reverse, a
-        training image that is in the validation list as well, or a `classes.csv` that is wrong.
+        FileNotFoundError: the root, a folder, a list, photos or masks are missing.
+        ValueError: an unknown data set or split, raw COCO ids without `raw_ids` or the reverse, a
+            training image that is in the validation list as well, or a wrong `classes.csv`.
     """
     root = Path(root)
     if split not in ("train", "val"):
@@ -120,11 +112,11 @@ def index(
         case _:
             wanted = "voc12, pascal_context, coco_stuff, ade20k or folder"
             raise ValueError(f"data set {dataset!r} does not lie in folders: wanted {wanted}")
-    published = PUBLISHED.get(dataset, {}).get(split, len(folder))
+    size, published = len(folder), PUBLISHED.get(dataset, {}).get(split)
     # Without `augmented` the VOC split is smaller by intention.
-    if len(folder) != published and augmented:
-        counts = (len(folder), published)
-        LOGGER.warning("%s %s: %d images, the published split has %d", dataset, split, *counts)
+    if published and size != published and augmented:
+        said = "%s %s: %d images, the published split has %d"
+        LOGGER.warning(said, dataset, split, size, published)
     return folder
 
 
@@ -133,25 +125,22 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
     lists = home / "ImageSets" / "Segmentation"
     names, further = _read_list(lists / f"{split}.txt"), list[str]()
     if split == "train" and augmented:
+        hint = "--config.data.augmented=False trains on train.txt alone"
+        source = _first(lists / "aug.txt", lists / "trainaug.txt", hint=hint)
+        listed, counted = _read_list(source), set(names)
         # An augmented list that repeats train.txt (trainaug.txt does) would count images twice.
-        mend = "--config.data.augmented=False trains on train.txt alone"
-        source = _first(lists / "aug.txt", lists / "trainaug.txt", mend=mend)
-        listed = _read_list(source)
-        counted = set(names)
         further = [name for name in listed if name not in counted]
-        if repeated := len(listed) - len(further):
-            total = len(names) + len(further)
-            LOGGER.warning(
-                "%s repeats %d images of train.txt: each is used once, %d instead of %d images",
-                *(source, repeated, total, total + repeated),
-            )
+        total, twice = len(names) + len(further), len(names) + len(listed)
+        if total < twice:
+            said = "%s repeats %d images of train.txt: each is used once, %d instead of %d images"
+            LOGGER.warning(said, source, twice - total, total, twice)
     if split == "train":
         _check_held_out([*names, *further], lists / "val.txt")
     own, extra = "SegmentationClass", "SegmentationClassAug"
     pairs = [_voc_pair(home, name, own, extra) for name in names]
     pairs += [_voc_pair(home, name, extra, own) for name in further]
-    mend = "replace it by the mask of the data set"
-    coding = decode.reduced_coding(20, zero="background", mend=mend)
+    hint = "replace it by the mask of the data set"
+    coding = decode.reduced_coding(20, zero="background", hint=hint)
     return _collect(classes.VOC12, pairs, coding)
 
 
@@ -163,8 +152,8 @@ def _pascal_context(root: Path, split: str) -> Folder:
     if split == "train":
         _check_held_out(names, lists / "val.txt", home / "val.txt")
     pairs = [_voc_pair(home, name, "SegmentationClassContext") for name in names]
-    mend = "make the masks of the 59 classes, not those of all 459"
-    coding = decode.reduced_coding(59, zero="background", mend=mend)
+    hint = "make the masks of the 59 classes, not those of all 459"
+    coding = decode.reduced_coding(59, zero="background", hint=hint)
     return _collect(classes.PASCAL_CONTEXT, pairs, coding)
 
 
@@ -186,12 +175,11 @@ def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
             "--config.data.raw_ids=False reads them as they are"
         )
     if raw_ids:
-        mend = "if these are train ids, name them ID_labelTrainIds.png and set"
-        coding = decode.raw_coco_coding(mend=f"{mend} --config.data.raw_ids=False")
+        hint = "train ids belong into ID_labelTrainIds.png, read with --config.data.raw_ids=False"
+        suffix, coding = "", decode.raw_coco_coding(hint=hint)
     else:
-        mend = "171..181 are raw ids; name such maps ID.png and set --config.data.raw_ids=True"
-        coding = decode.plain_coding(171, mend=mend)
-    suffix = "" if raw_ids else "_labelTrainIds"
+        hint = "171..181 are raw ids; name such maps ID.png and set --config.data.raw_ids=True"
+        suffix, coding = "_labelTrainIds", decode.plain_coding(171, hint=hint)
     pairs = [(photo, (maps / f"{photo.stem}{suffix}.png",)) for photo in photos]
     return _collect(classes.COCO_STUFF, pairs, coding)
 
@@ -202,23 +190,22 @@ def _ade20k(root: Path, split: str) -> Folder:
     home = _home(root, inside, (f"images/{part}", f"annotations/{part}"))
     photos = _photos(home / "images" / part, (".jpg",))
     pairs = [(photo, (home / "annotations" / part / f"{photo.stem}.png",)) for photo in photos]
-    mend = "take the masks of the scene parsing challenge (150 classes), not the full ADE20K"
-    coding = decode.reduced_coding(150, zero="other", mend=mend)
+    hint = "take the masks of the scene parsing challenge (150 classes), not the full ADE20K"
+    coding = decode.reduced_coding(150, zero="other", hint=hint)
     return _collect(classes.ADE20K, pairs, coding)
 
 
 def _own(root: Path, split: str) -> Folder:
-    mend = "write name,split into it, then one line NAME,seen or NAME,unseen per class"
-    vocabulary = classes.read(_first(root / "classes.csv", mend=mend))
+    hint = "write name,split into it, then one line NAME,seen or NAME,unseen per class"
+    vocabulary = classes.read(_first(root / "classes.csv", hint=hint))
     home = _home(root, (), (f"images/{split}", f"labels/{split}"))
     photos = _photos(home / "images" / split, (".jpg", ".jpeg", ".png"))
-    twins = [stem for stem, n in Counter(photo.stem for photo in photos).items() if n > 1]
-    if twins:
+    if twins := [stem for stem, n in Counter(photo.stem for photo in photos).items() if n > 1]:
         folder = home / "images" / split
         raise ValueError(f"{folder}: photos that share a mask, rename one of each: {_some(twins)}")
     pairs = [(photo, (home / "labels" / split / f"{photo.stem}.png",)) for photo in photos]
-    mend = "line up classes.csv with the masks; ids start at 0, pixels without a class are 255"
-    return _collect(vocabulary, pairs, decode.plain_coding(len(vocabulary), mend=mend))
+    hint = "line up classes.csv with the masks; ids start at 0"
+    return _collect(vocabulary, pairs, decode.plain_coding(len(vocabulary), hint=hint))
 
 
 def _voc_pair(home: Path, name: str, *masks: str) -> Pair:
@@ -237,11 +224,11 @@ def _home(root: Path, inside: Sequence[str], wanted: Sequence[str]) -> Path:
     )
 
 
-def _first(*paths: Path, mend: str = "put it there") -> Path:
+def _first(*paths: Path, hint: str = "put it there") -> Path:
     for path in paths:
         if path.exists():
             return path
-    raise FileNotFoundError(f"found no {' or '.join(map(str, paths))}: {mend}")
+    raise FileNotFoundError(f"found no {' or '.join(map(str, paths))}: {hint}")
 
 
 def _photos(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -285,7 +272,6 @@ def _collect(
     return Folder(vocabulary, tuple(photo for photo, _ in pairs), tuple(labels), coding)
 
 
-def _some(problems: Sequence[object], separator: str = ", ") -> str:
-    """The first five and how many more."""
-    more = f"{separator}and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return separator.join(map(str, problems[:5])) + more
+def _some(problems: Sequence[object]) -> str:
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    return ", ".join([*map(str, problems[:5]), *more])

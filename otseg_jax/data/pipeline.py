@@ -4,8 +4,8 @@ What comes out depends on the seed and the number of batches consumed, nothing e
 number of processes, threads or buffered batches. So a run is resumed by `start`, without a state
 to save, and may go on with another number of processes.
 
-Arrays: batches hold image f32[b, h, w, 3], normalised, and label u8[b, h, w]; b is one process's
-share of the global batch. Evaluation examples keep their own sizes and are not batched.
+Batches hold image f32[b, h, w, 3], normalised, and label i16[b, h, w]; b is one process's share of
+the global batch. Evaluation examples keep their own sizes and are not batched.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,24 +43,23 @@ def train_batches(
     Every image occurs once in each len(source) consecutive examples; a batch may cross epochs.
 
     Args:
-      source: the examples, read by several threads at a time.
-      transform: example and generator to arrays of equal shapes. The generator is seeded by `seed`
-        and the position in the global stream.
-      batch_size: of all processes together.
-      seed: of order and augmentation.
-      start: batches that were consumed before; none of them is read.
-      process_index: which share of each global batch, 0..process_count-1.
-      process_count: number of shares.
-      threads: that read and transform; 0 works in the caller's thread.
-      buffer: finished batches to keep ahead.
+        source: read by several threads at a time.
+        transform: (example, generator) → arrays of equal shapes. The generator is seeded by `seed`
+            and the position in the global stream.
+        batch_size: of all processes together.
+        seed: of order and augmentation.
+        start: batches that were consumed before; none of them is read.
+        process_index: which share of each global batch, 0..process_count-1.
+        process_count: number of shares.
+        threads: that read and transform; 0 works in the caller's thread.
+        buffer: finished batches to keep ahead.
 
     Returns:
-      An iterator over this process's shares, b = batch_size / process_count: image
-      f32[b, h, w, 3], label u8[b, h, w]. An error of the source or the transform is raised by
-      `next` with its own type and message.
+        An iterator over this process's shares, b = batch_size / process_count. An error of the
+        source or the transform is raised by `next` with its own type and message.
 
     Raises:
-      ValueError: an empty source, or a batch that cannot be shared equally.
+        ValueError: an empty source, or a batch that cannot be shared equally.
     """
     _check(source, process_index, process_count)
     problems = []
@@ -91,21 +90,16 @@ def eval_examples(
     """Go once through a data set in its own order.
 
     Args:
-      source: the examples, read by several threads at a time.
-      transform: example to what the caller wants of it, such as image f32[h, w, 3], label u8[H, W]
-        and name; nothing is stacked.
-      process_index: takes examples process_index, process_index + process_count, ...
-      process_count: number of shares; they differ by one where it does not divide the number of
-        examples, nothing is dropped or repeated.
-      threads: that read and transform; 0 works in the caller's thread.
-      buffer: finished examples to keep ahead.
+        transform: example → what the caller wants of it; nothing is stacked.
+        process_index: takes examples process_index, process_index + process_count, ...
+        process_count: number of shares; they differ by one where it does not divide the number of
+            examples, nothing is dropped or repeated.
 
     Returns:
-      An iterator over this process's examples. An error of the source or the transform is raised by
-      `next` with its own type and message.
+        An iterator over this process's examples; threads, buffer and errors as in `train_batches`.
 
     Raises:
-      ValueError: an empty source, or a share that does not exist.
+        ValueError: an empty source, or a share that does not exist.
     """
     _check(source, process_index, process_count)
     dataset = grain.MapDataset.source(source).map(transform)[process_index::process_count]
@@ -113,14 +107,11 @@ def eval_examples(
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
-    """Place this process's share of a batch on its devices.
+    """Place this process's share of a batch on its devices; the copy may still be under way.
 
     Args:
-      batch: arrays [b, ...], b of this process.
-      sharding: of the global arrays [b · processes, ...].
-
-    Returns:
-      Global arrays of the same names; the copy may still be under way.
+        batch: arrays [b, ...], b of this process.
+        sharding: of the global arrays [b · processes, ...].
     """
     return {
         name: jax.make_array_from_process_local_data(sharding, array)

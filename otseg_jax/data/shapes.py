@@ -2,12 +2,9 @@
 
 A class is a pattern, a colour and a shape, as in "striped red square". Pattern and colour already
 name the class, and both show within 8 pixels of a 96-pixel image, so one patch of a ViT sees what
-it is looking at. Unseen classes occur in the photos of both splits and keep their ids in the
-labels: hiding them is the business of the training regime.
-
-Arrays: image u8[h, w, 3] RGB in 0..255; label u8[h, w] with class ids 0..19, and 255 for the
-background and for a border of about 1.5 pixels around each object, as in PASCAL VOC. Lengths in
-the constants below are in pixels of a 96-pixel image and grow with the image.
+it is looking at. Unseen classes occur in both splits and keep their ids: hiding them is the
+business of the training regime. The background and a border of about 1.5 pixels around each object
+are `IGNORE`, as in PASCAL VOC. Lengths below are in pixels of a 96-pixel image and grow with it.
 
 An image is a pure function of (seed, split, index, image_size). It is made of uniform draws and
 elementwise IEEE arithmetic alone, and sines are rounded, so that machines agree on every byte.
@@ -18,20 +15,18 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int16, UInt8
 
-from otseg_jax.data.classes import IGNORE, VOCABULARIES, Vocabulary
+from otseg_jax.data.classes import IGNORE, SHAPES, VOCABULARIES, Vocabulary
+from otseg_jax.data.folders import Example
 
 SPLITS = ("train", "val")
 WORDS = ("shapes", "shapes_synonyms", "shapes_colours")
-SMALLEST_IMAGE = 32
 
-Thing = tuple[str, str, str]
-"""What an object is: (pattern, colour, shape), of `PATTERNS`, `COLOURS` and `SHAPES`."""
-
+Thing = tuple[str, str, str]  # pattern, colour, shape of an object
 _Place = tuple[float, float, float]  # x, y, radius of an object in pixels
 
 _REFERENCE_SIZE = 96
@@ -56,20 +51,20 @@ class Shapes:
     Any 20 consecutive images contain every class, so a small split already measures all of them.
 
     Args:
-      split: "train" or "val"; they share no image.
-      size: number of images.
-      image_size: height and width of an image in pixels, at least 32.
-      seed: any non-negative integer; another seed is another data set.
-      words: what its classes are called: "shapes", "shapes_synonyms", or "shapes_colours", whose 5
-        classes are the colours alone. The pictures are the same.
+        split: "train" or "val"; they share no image.
+        size: number of images.
+        image_size: height and width, pixels, at least 32.
+        seed: any non-negative integer; another seed is another data set.
+        words: what its classes are called: "shapes", "shapes_synonyms", or "shapes_colours", whose
+            5 classes are the colours alone. The pictures are the same.
 
     Raises:
-      ValueError: naming every argument out of range.
+        ValueError: naming every argument out of range.
 
     Example:
-      >>> example = Shapes("val", size=10)[3]
-      >>> example["name"], example["image"].shape, example["label"].shape
-      ('val_000003', (96, 96, 3), (96, 96))
+        >>> example = Shapes("val", size=10)[3]
+        >>> example["name"], example["image"].shape, example["label"].shape
+        ('val_000003', (96, 96, 3), (96, 96))
     """
 
     split: str
@@ -80,15 +75,13 @@ class Shapes:
     words: str = "shapes"
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}={getattr(self, name)}: wanted an integer of at least {least}"
-            for name, least in (("size", 1), ("image_size", SMALLEST_IMAGE), ("seed", 0))
-            if getattr(self, name) < least
-        ]
-        if self.split not in SPLITS:
-            problems.append(f"split={self.split!r}: wanted one of {', '.join(SPLITS)}")
-        if self.words not in WORDS:
-            problems.append(f"words={self.words!r}: wanted one of {', '.join(WORDS)}")
+        problems = []
+        for name, least in (("size", 1), ("image_size", 32), ("seed", 0)):
+            if (value := getattr(self, name)) < least:
+                problems.append(f"{name}={value}: wanted an integer of at least {least}")
+        for name, allowed in (("split", SPLITS), ("words", WORDS)):
+            if (value := getattr(self, name)) not in allowed:
+                problems.append(f"{name}={value!r}: wanted one of {', '.join(allowed)}")
         if problems:
             raise ValueError("the shapes data set cannot be drawn: " + "; ".join(problems))
 
@@ -100,67 +93,46 @@ class Shapes:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        """Draw one example.
-
-        Args:
-          index: 0 ≤ index < size.
-
-        Returns:
-          "image": u8[s, s, 3], "label": u8[s, s], and "name": str, unique within the split
-
-        Raises:
-          IndexError: outside that range, so that a plain `for` loop over the split ends.
-        """
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        # A list would take -1; and `for` over a split ends at the IndexError.
         if not 0 <= (i := operator.index(index)) < self.size:
             raise IndexError(f"index {i} of a split of {self.size} images")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
-        names = VOCABULARIES["shapes"].names
-        # the first object walks through the classes, so that a small split lacks none
+        # The first object walks through the classes, so that a small split lacks none.
         count = 1 + int(rng.random() * 4)
-        ids = [i % len(names), *(int(rng.random() * len(names)) for _ in range(count - 1))]
-        things = [_thing(names[k]) for k in ids]
+        ids = [i % len(SHAPES), *(int(rng.random() * len(SHAPES)) for _ in range(count - 1))]
+        things = [(p, c, s) for p, c, s in (SHAPES.names[k].split() for k in ids)]
         image, which = draw(rng, things, image_size=self.image_size)
-        # ids go through the colours in turn, so that the rest of the division by 5 is the colour
-        merged = np.asarray(ids, np.uint8) % len(self.vocabulary)
-        label = np.append(merged, np.uint8(IGNORE))[np.minimum(which, count)]
-        return {"image": image, "label": label, "name": f"{self.split}_{i:06d}"}
+        # Ids go through the colours in turn, so that the rest of the division by 5 is the colour.
+        # `IGNORE` stands last, where the index -1 of `which` finds it.
+        table = np.array([*(k % len(self.vocabulary) for k in ids), IGNORE], np.int16)
+        return {"image": image, "label": table[which], "name": f"{self.split}_{i:06d}"}
 
 
 def draw(
-    rng: np.random.Generator,
-    things: Sequence[Thing],
-    *,
-    image_size: int,
-    unit: float | None = None,
-) -> tuple[UInt8[np.ndarray, "{image_size} {image_size} 3"], UInt8[np.ndarray, "..."]]:
+    rng: np.random.Generator, things: Sequence[Thing], *, image_size: int, unit: float | None = None
+) -> tuple[UInt8[np.ndarray, "s s 3"], Int16[np.ndarray, "s s"]]:
     """Draw a scene of one to four things on a background.
 
     Args:
-      rng: source of every draw.
-      things: (pattern, colour, shape) of each, back to front.
-      image_size: height and width, pixels.
-      unit: pixels of the image for one of a 96-pixel image in the lengths of patterns, borders and
-        shadows; None: image_size / 96, so that a larger image is the same scene in more detail.
+        things: back to front.
+        unit: pixels for one of a 96-pixel image in the lengths of patterns, borders and shadows;
+            None: image_size / 96, so that a larger image is the same scene in more detail.
 
     Returns:
-      image u8[s, s, 3] RGB, and u8[s, s] with the position in `things` of what is seen there, 255
-      for background and borders. One that finds no place is not drawn.
+        The image, and at every pixel the position in `things` of what is seen there, `IGNORE` for
+        background and borders. Where there is no room for all, the last are not drawn.
     """
     unit = image_size / _REFERENCE_SIZE if unit is None else unit
     image = _background(rng, image_size)
-    which = np.full((image_size, image_size), IGNORE, np.uint8)
-    for order, (thing, place) in enumerate(
-        zip(things, _layout(rng, image_size, len(things)), strict=False)
-    ):
-        _draw(rng, (image, which), place, thing, order, unit)
+    which = np.full((image_size, image_size), IGNORE, np.int16)
+    places = _layout(rng, image_size, len(things))
+    for order, (place, thing) in enumerate(zip(places, things, strict=False)):
+        window, outline = _draw(rng, image, place, thing, unit)
+        which[window][outline < _BORDER * unit] = IGNORE
+        which[window][outline < -_BORDER * unit] = order
     image = np.clip(image + 0.025 * (rng.random(image.shape[:2])[..., None] - 0.5), 0.0, 1.0)
     return (image * 255.0 + 0.5).astype(np.uint8), which
-
-
-def _thing(name: str) -> Thing:
-    pattern, colour, shape = name.split()
-    return pattern, colour, shape
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
@@ -168,7 +140,8 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 
 
-def _rotation(angle: float) -> tuple[float, float]:
+def _rotation(rng: np.random.Generator) -> tuple[float, float]:
+    angle = _between(rng, 0.0, 2.0 * math.pi)
     # libraries of mathematics differ in the last digit of a cosine: six digits are the same in all
     return round(math.cos(angle), 6), round(math.sin(angle), 6)
 
@@ -181,8 +154,7 @@ def _layout(rng: np.random.Generator, size: int, count: int) -> list[_Place]:
         radius = _between(rng, 0.65 * largest, largest) * size / _REFERENCE_SIZE
         for _ in range(20):
             x, y = (_between(rng, 0.75 * radius, size - 0.75 * radius) for _ in range(2))
-            gaps = [math.dist((x, y), other[:2]) / (radius + other[2]) for other in placed]
-            if min(gaps, default=1.0) > 0.75:
+            if all(math.dist((x, y), (u, v)) / (radius + r) > 0.75 for u, v, r in placed):
                 placed.append((x, y, radius))
                 break
     return placed
@@ -191,25 +163,20 @@ def _layout(rng: np.random.Generator, size: int, count: int) -> list[_Place]:
 def _noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.ndarray:
     """Smooth value noise in [0, 1]: a random lattice of rows × columns cells, interpolated."""
     lattice = rng.random((rows + 1, columns + 1))
-
-    def between(cells: int) -> tuple[np.ndarray, np.ndarray]:
+    # Along the first axis and transposed, twice: the rows, then the columns.
+    for cells in (rows, columns):
         cell, rest = np.divmod((np.arange(size) + 0.5) * cells / size, 1.0)
-        return cell.astype(np.intp), rest * rest * (3.0 - 2.0 * rest)
-
-    row, down = between(rows)
-    column, along = between(columns)
-    lines = lattice[row] + (lattice[row + 1] - lattice[row]) * down[:, None]
-    return lines[:, column] + (lines[:, column + 1] - lines[:, column]) * along
+        low, high = (lattice[cell.astype(np.intp) + corner] for corner in (0, 1))
+        lattice = (low + (high - low) * (rest * rest * (3.0 - 2.0 * rest))[:, None]).T
+    return np.ascontiguousarray(lattice)
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Clouds, brushed strokes or camouflage in two muted tones, f64[h, w, 3] in [0, 1]."""
     rows, columns = ((3, 3), (2, 9), (9, 2), (4, 4))[int(rng.random() * 4)]
-    field = (
-        0.60 * _noise(rng, size, rows, columns)
-        + 0.28 * _noise(rng, size, 2 * rows + 1, 2 * columns + 1)
-        + 0.12 * _noise(rng, size, 5 * rows, 5 * columns)
-    )
+    field = 0.60 * _noise(rng, size, rows, columns)
+    field += 0.28 * _noise(rng, size, 2 * rows + 1, 2 * columns + 1)
+    field += 0.12 * _noise(rng, size, 5 * rows, 5 * columns)
     if rng.random() < 0.4:  # flat patches with soft rims: edges that belong to no object
         levels = 3.0 + 2.0 * float(rng.random())
         step = np.floor(field * levels)
@@ -222,28 +189,20 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
         for v in (value, value - _between(rng, 0.08, 0.24))
     ]
     image = tones[0] + (tones[1] - tones[0]) * field
-    ramp = (np.arange(size) + 0.5) / size - 0.5
+    ramp = (np.arange(size) + 0.5) / size - 0.5  # towards the lamp, the ground is lighter
     return image * (1.0 + 0.12 * (_LIGHT[0] * ramp + _LIGHT[1] * ramp[:, None]))[..., None]
 
 
 def _draw(
-    rng: np.random.Generator,
-    canvas: tuple[np.ndarray, np.ndarray],
-    place: _Place,
-    thing: Thing,
-    order: int,
-    unit: float,
-) -> None:
-    """Paint one object with its shadow over the canvas (image, which), in place."""
-    image, which = canvas
-    x, y, radius = place
-    size = len(which)
-    pattern, colour, shape = thing
-    cosine, sine = _rotation(_between(rng, 0.0, 2.0 * math.pi))
-
+    rng: np.random.Generator, image: np.ndarray, place: _Place, thing: Thing, unit: float
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Paint one object in place; the window it lies in, and its signed distance there."""
+    (x, y, radius), (pattern, colour, shape) = place, thing
+    cosine, sine = _rotation(rng)
     reach = 1.25 * radius + 6.0 * unit
     left, top = (max(0, math.floor(at - reach)) for at in (x, y))
-    right, bottom = (min(size, math.ceil(at + reach)) for at in (x, y))
+    right, bottom = (min(len(image), math.ceil(at + reach)) for at in (x, y))
+    window = slice(top, bottom), slice(left, right)
     dx = np.arange(left, right) + 0.5 - x
     dy = (np.arange(top, bottom) + 0.5 - y)[:, None]
 
@@ -254,38 +213,32 @@ def _draw(
         return _SHAPES[shape](u, v) * radius
 
     outline = distance(0.0)
-    paint = _paint(rng, (pattern, colour), dx, dy, unit)
+    paint = _paint(rng, pattern, colour, dx, dy, unit)
     # a bevel: rims that face the lamp are lighter, the others darker
     slope = distance(1.0) - outline
     rim = np.clip(1.0 + outline / (4.0 * unit), 0.0, 1.0)
     across = (_LIGHT[0] * dx + _LIGHT[1] * dy) / radius
     paint *= (1.0 + 0.10 * across + 0.16 * slope * rim)[..., None]
-
-    colours = image[top:bottom, left:right]
+    colours = image[window]
     shadow = np.clip(0.5 - distance(3.6 * unit) / (6.0 * unit), 0.0, 1.0)
     colours *= (1.0 - 0.42 * shadow)[..., None]
     colours += (paint - colours) * np.clip(0.5 - outline, 0.0, 1.0)[..., None]
-
-    ids = which[top:bottom, left:right]
-    border = _BORDER * unit
-    ids[outline < border] = IGNORE
-    ids[outline < -border] = order
+    return window, outline
 
 
 def _paint(
-    rng: np.random.Generator, kind: tuple[str, str], dx: np.ndarray, dy: np.ndarray, unit: float
+    rng: np.random.Generator, pattern: str, colour: str, dx: np.ndarray, dy: np.ndarray, unit: float
 ) -> np.ndarray:
-    """The surface of a (pattern, colour): the colour, and cream where the pattern has some."""
-    pattern, colour = kind
+    """The surface of an object: its colour, and cream where the pattern has some."""
     hue, spread, saturation, value = _COLOURS[colour]
     turn = _between(rng, hue - spread, hue + spread) / 360.0 % 1.0
-    body = colorsys.hsv_to_rgb(turn, _between(rng, *saturation), _between(rng, *value))
+    body = np.array(colorsys.hsv_to_rgb(turn, _between(rng, *saturation), _between(rng, *value)))
     cream = colorsys.hsv_to_rgb(turn, _between(rng, 0.02, 0.09), _between(rng, 0.95, 1.0))
-    cosine, sine = _rotation(_between(rng, 0.0, 2.0 * math.pi))
+    cosine, sine = _rotation(rng)
     u = cosine * dx + sine * dy + unit * _between(rng, 0.0, 8.0)
     v = cosine * dy - sine * dx + unit * _between(rng, 0.0, 8.0)
     share = _PATTERNS[pattern](u, v, _between(rng, *_PERIOD) * unit)[..., None]
-    return np.array(body) + (np.array(cream) - np.array(body)) * share
+    return body + (np.array(cream) - body) * share
 
 
 def _striped(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Augment and normalise examples as mmsegmentation does, every draw from an explicit generator.
 
-Arrays: image u8[h, w, 3], RGB in 0..255, until `normalise` makes it f32[h, w, 3], about -2..3;
-label u8[h, w], class id 0..K-1, or 255 (ignored). Resizing and HSV go through OpenCV because
-published models were trained on its pixels: bilinear with half-pixel centres and no antialiasing
-for images, nearest for labels. A `scale` is (long, short) in pixels: the sides that an image is
-made to fit. `mean` and `std` are per channel, red first, in units of 0..255.
+Images are RGB in 0..255 until `normalise` makes them about -2..3; labels hold class ids or
+`IGNORE`. Resizing and HSV go through OpenCV because published models were trained on its pixels:
+bilinear with half-pixel centres and no antialiasing for images, nearest for labels. A `scale` is
+(long, short) in pixels, in either order: the sides that an image is made to fit. `mean` and `std`
+are per channel, red first, in units of 0..255.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int16, UInt8
 
 from otseg_jax.data.classes import IGNORE
 
@@ -35,18 +35,15 @@ def for_train(
     """Resize by a random ratio, crop, flip, distort colours, normalise, pad.
 
     Args:
-      example: image u8[h, w, 3] and label u8[h, w]; other entries are dropped.
-      rng: source of every draw.
-      crop: side of the result, pixels.
-      scale: (long, short) that a ratio of 1 fits the image into, pixels.
-      ratio: bounds of the factor on `scale`, drawn uniformly.
-      max_class_fraction: a crop that one class fills to this fraction is drawn again.
-      hue: bound of the turn of all hues, in steps of 2°; 0 leaves them.
-      mean: per channel, 0..255.
-      std: per channel, 0..255.
+        example: its "image" and "label" are used, as in `folders.Example`.
+        crop: side of the result, pixels.
+        scale: what a ratio of 1 fits the image into.
+        ratio: bounds of the factor on `scale`, drawn uniformly.
+        max_class_fraction: a crop that one class fills to this fraction is drawn again.
+        hue: bound of the turn of all hues, in steps of 2°; 0 leaves them.
 
     Returns:
-      image f32[crop, crop, 3], 0 where padded, and label u8[crop, crop], 255 where padded.
+        image f32[crop, crop, 3] and label i16[crop, crop].
 
     Source: the authors' training pipeline (mmsegmentation).
     """
@@ -62,44 +59,22 @@ def for_train(
 
 
 def for_eval(
-    image: UInt8[np.ndarray, "h w 3"],
-    *,
-    scale: Scale,
-    mean: Sequence[float],
-    std: Sequence[float],
+    image: UInt8[np.ndarray, "h w 3"], *, scale: Scale, mean: Sequence[float], std: Sequence[float]
 ) -> Float32[np.ndarray, "H W 3"]:
-    """Fit a photo into a scale and normalise it.
-
-    Args:
-      image: u8[h, w, 3], RGB.
-      scale: (long, short), pixels; (math.inf, short) fixes the short side alone.
-      mean: per channel, 0..255.
-      std: per channel, 0..255.
-
-    Returns:
-      f32[H, W, 3], normalised.
-    """
+    """Fit a photo into a scale, of which (math.inf, short) fixes one side alone; normalise it."""
     height, width = fit(*image.shape[:2], scale=scale)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return normalise(resized, mean=mean, std=std)
 
 
 def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:
-    """The largest size of the same shape within a scale.
+    """The largest (height, width) of the same shape within a scale, in pixels.
 
     factor = min(long / max(h, w), short / min(h, w)); new = floor(factor · old + ½), at least 1
 
-    Args:
-      height: pixels.
-      width: pixels.
-      scale: (long, short), pixels, in either order.
-
-    Returns:
-      The new (height, width).
-
     Example:
-      >>> fit(375, 500, scale=(2048, 512)), fit(100, 500, scale=(2048, 512))
-      ((512, 683), (410, 2048))
+        >>> fit(375, 500, scale=(2048, 512)), fit(100, 500, scale=(2048, 512))
+        ((512, 683), (410, 2048))
 
     Source: mmcv `rescale_size`.
     """
@@ -108,21 +83,9 @@ def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:
 
 
 def resize(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    *,
-    scale: Scale,
-) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
-    """Fit an image (bilinear) and its label (nearest) into a scale.
-
-    Args:
-      image: u8[h, w, 3].
-      label: u8[h, w].
-      scale: (long, short), pixels.
-
-    Returns:
-      image u8[H, W, 3] and label u8[H, W], of the size that `fit` gives.
-    """
+    image: UInt8[np.ndarray, "h w 3"], label: Int16[np.ndarray, "h w"], *, scale: Scale
+) -> tuple[UInt8[np.ndarray, "H W 3"], Int16[np.ndarray, "H W"]]:
+    """Fit an image (bilinear) and its label (nearest) into a scale."""
     height, width = fit(*label.shape, scale=scale)
     return (
         cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR),
@@ -132,24 +95,18 @@ def resize(
 
 def random_crop(
     image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
+    label: Int16[np.ndarray, "h w"],
     rng: np.random.Generator,
     *,
     size: int,
     max_class_fraction: float = 1.0,
-) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+) -> tuple[UInt8[np.ndarray, "H W 3"], Int16[np.ndarray, "H W"]]:
     """Cut a square at random, again up to 10 times while one class dominates it.
 
     Args:
-      image: u8[h, w, 3].
-      label: u8[h, w].
-      rng: source of the offsets.
-      size: side of the square, pixels; a shorter side of the image is kept whole.
-      max_class_fraction: the share of the non-ignored pixels that no class may reach; 1 accepts the
-        first crop.
-
-    Returns:
-      image u8[H, W, 3] and label u8[H, W] with H, W <= size.
+        size: side of the square, pixels; a shorter side of the image is kept whole.
+        max_class_fraction: the share of the non-ignored pixels that no class may reach; 1 accepts
+            the first crop.
     """
     spare = [max(side - size, 0) for side in label.shape]
     for attempt in range(11):
@@ -157,7 +114,8 @@ def random_crop(
         window = slice(y, y + size), slice(x, x + size)
         if max_class_fraction >= 1 or attempt == 10:
             break
-        counts = np.bincount(label[window].ravel(), minlength=256)[:IGNORE]
+        ids = label[window]
+        counts = np.bincount(ids[ids != IGNORE], minlength=1)
         # (!) A crop of one class, or all ignored, is drawn again too: its share is not below.
         if counts.max() < max_class_fraction * counts.sum():
             break
@@ -165,20 +123,9 @@ def random_crop(
 
 
 def flip(
-    image: UInt8[np.ndarray, "h w 3"],
-    label: UInt8[np.ndarray, "h w"],
-    rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """Mirror left and right with probability ½.
-
-    Args:
-      image: u8[h, w, 3].
-      label: u8[h, w].
-      rng: source of the decision.
-
-    Returns:
-      image u8[h, w, 3] and label u8[h, w].
-    """
+    image: UInt8[np.ndarray, "h w 3"], label: Int16[np.ndarray, "h w"], rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]:
+    """Mirror left and right with probability ½."""
     if rng.random() < 0.5:
         return cv2.flip(image, 1), cv2.flip(label, 1)
     return image, label
@@ -198,19 +145,13 @@ def photometric(
     Contrast comes second or last, at random. Every step rounds down to 8 bits.
 
     Args:
-      image: u8[h, w, 3], RGB.
-      rng: source of every draw.
-      brightness: largest shift up or down, 0..255.
-      contrast: bounds of the factor on all channels.
-      saturation: bounds of the factor on saturation.
-      hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1; 0 for none.
-
-    Returns:
-      u8[h, w, 3], RGB.
+        brightness: largest shift up or down, 0..255.
+        contrast: bounds of the factor on all channels.
+        saturation: bounds of the factor on saturation.
+        hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1; 0 for none.
 
     Source: mmsegmentation `PhotoMetricDistortion`.
     """
-
     bright, contrasted, contrast_first, saturated, turned = rng.random(5) < 0.5
     if bright:
         image = _affine(image, 1.0, rng.uniform(-brightness, brightness))
@@ -236,35 +177,19 @@ def normalise(
 ) -> Float32[np.ndarray, "h w 3"]:
     """(image - mean) / std per channel.
 
-    Args:
-      image: u8[h, w, 3], RGB.
-      mean: per channel, 0..255.
-      std: per channel, 0..255.
-
-    Returns:
-      f32[h, w, 3].
-
     Example:
-      >>> normalise(np.full((1, 1, 3), 255, np.uint8), mean=(127.5,) * 3, std=(127.5,) * 3)
-      array([[[1., 1., 1.]]], dtype=float32)
+        >>> normalise(np.full((1, 1, 3), 255, np.uint8), mean=(127.5,) * 3, std=(127.5,) * 3)
+        array([[[1., 1., 1.]]], dtype=float32)
     """
+    # A byte has 256 values: the quotient is computed for each of them, in float64, not per pixel.
     table = (np.arange(256)[:, None] - np.asarray(mean)) / np.asarray(std)
     return cv2.LUT(image, table.astype(np.float32)[None])
 
 
 def pad(
-    image: Float32[np.ndarray, "h w 3"], label: UInt8[np.ndarray, "h w"], *, size: int
-) -> tuple[Float32[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"]]:
-    """Extend below and to the right to a square.
-
-    Args:
-      image: f32[h, w, 3], h and w at most `size`.
-      label: u8[h, w].
-      size: side of the square, pixels.
-
-    Returns:
-      image f32[size, size, 3] with 0 added, and label u8[size, size] with 255 added.
-    """
+    image: Float32[np.ndarray, "h w 3"], label: Int16[np.ndarray, "h w"], *, size: int
+) -> tuple[Float32[np.ndarray, "{size} {size} 3"], Int16[np.ndarray, "{size} {size}"]]:
+    """Extend below and to the right to a square, with 0 and `IGNORE`; no side may be longer."""
     height, width = label.shape
     below = ((0, size - height), (0, size - width))
     return np.pad(image, (*below, (0, 0))), np.pad(label, below, constant_values=IGNORE)

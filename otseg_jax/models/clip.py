@@ -1,9 +1,9 @@
 """CLIP's two towers, a vision transformer with deep prompts and a causal text transformer.
 
-Images are NHWC, f32[b, height, width, 3], already normalised. Tokens are f32[b, t, d]: the class
-token, the prompts if there are any, then the patches in row-major order. Parameters and the
-residual stream are float32; `dtype` is the type of the products in patch embedding and blocks.
-LayerNorm, softmax and the last projection are computed in float32 whatever `dtype` is.
+Images are NHWC, already normalised. Tokens [b, t, d] are the class token, the prompts if there are
+any, then the patches in row-major order. Parameters and the residual stream are float32; `dtype` is
+the type of the products in patch embedding and blocks. LayerNorm, softmax and the last projection
+are computed in float32 whatever `dtype` is. Outputs are not normalised.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,6 @@ from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, project
 class VisionConfig(TowerConfig):
     """Sizes of the vision tower; its native image is square.
 
-    Args:
-        image_size: side in pixels that the position embedding was made for.
-        patch_size: side of a patch, pixels.
-
     Raises:
         ValueError: sizes that do not fit together.
 
@@ -36,8 +32,8 @@ class VisionConfig(TowerConfig):
         32
     """
 
-    image_size: int
-    patch_size: int
+    image_size: int  # side in pixels that the position embedding was made for
+    patch_size: int  # side in pixels
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,35 +48,18 @@ class VisionConfig(TowerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TowerConfig):
-    """Sizes of the text tower.
-
-    Args:
-        vocab_size: number of token ids.
-        context_length: most tokens of one text.
-
-    Raises:
-        ValueError: sizes that do not fit together.
-    """
+    """Sizes of the text tower, checked as `TowerConfig` says."""
 
     vocab_size: int
-    context_length: int
+    context_length: int  # most tokens of one text
 
 
 def resize_positions(
     embedding: Float[Array, "1+{grid}**2 d"], height: int, width: int, *, grid: int
 ) -> Float[Array, "1+{height}*{width} d"]:
-    """Resize the grid part of a position embedding; the class token's row is kept.
+    """Resize the grid part of a position embedding, side `grid`; the class token's row is kept.
 
-    Bilinear, half-pixel centres, no antialias.
-
-    Args:
-        embedding: f32[1+grid², d], class token first, grid row-major.
-        height: rows of patches wanted.
-        width: columns of patches wanted.
-        grid: side of the square grid in `embedding`.
-
-    Returns:
-        f32[1+height·width, d]; `embedding` itself if nothing changes.
+    Bilinear, half-pixel centres, no antialias; `embedding` itself if nothing changes.
 
     Source: CLIP's position embedding at other sizes, DenseCLIP and ZegCLIP.
     """
@@ -96,11 +75,8 @@ class VisionTower(nnx.Module):
     """CLIP ViT whose deep prompts are an argument.
 
     Args:
-        config: sizes.
         double_class_embedding: add the class embedding a second time, as the reference does.
-        dtype: of the products in patch embedding and blocks.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        rngs: random streams of the initialisation.
 
     Source: CLIP (arXiv 2103.00020); deep prompts: VPT (arXiv 2203.12119).
     """
@@ -142,17 +118,12 @@ class VisionTower(nnx.Module):
         image: Float[Array, "b height width 3"],
         prompts: Float[Array, "l b p d"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Tokens after the last block, before `ln_post`.
+        """Tokens after the last block, before `ln_post`; without the prompts where l < blocks.
 
         Args:
-            image: f32[b, height, width, 3], normalised; pixels beyond the last whole patch are
-                dropped.
-            prompts: f32[l, b, p, d]; those of layer 0 enter before the first block, those of
-                layer i replace them before block i, and blocks from l on run without.
-
-        Returns:
-            f32[b, 1+p+h·w, d], class token, prompts, patches; without the prompts where l is less
-            than the number of blocks.
+            image: pixels beyond the last whole patch are dropped.
+            prompts: those of layer 0 enter before the first block, those of layer i replace them
+                before block i, and blocks from l on run without.
 
         Raises:
             ValueError: an image smaller than one patch, more prompt layers than blocks.
@@ -179,6 +150,7 @@ class VisionTower(nnx.Module):
         yield tokens
         patches = tokens.shape[1] - 1
         for i, block in enumerate(self.blocks):
+            # `<=`: the first block without prompts of its own has to lose those of the one before.
             if prompts is not None and i <= prompted:
                 inner = [prompts[i].astype(tokens.dtype)] if i < prompted else []
                 tokens = jnp.concatenate([tokens[:, :1], *inner, tokens[:, -patches:]], axis=1)
@@ -188,13 +160,7 @@ class VisionTower(nnx.Module):
     def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:
         """Map tokens to the space shared with text: projection(ln_post(tokens)), every token.
 
-        OTSeg puts its own `prompt_norm` between `encode` and this (!); CLIP alone does not.
-
-        Args:
-            tokens: f32[b, t, d].
-
-        Returns:
-            f32[b, t, c], not normalised.
+        OTSeg puts its own `prompt_norm` between `encode` and this; CLIP alone does not.
         """
         return self.projection(self.ln_post(tokens))
 
@@ -206,7 +172,7 @@ class VisionTower(nnx.Module):
         )
         first = self.class_embedding[...] + positions[0]
         if self.double_class_embedding:
-            # (!) the reference adds it to its position too, and checkpoints were trained so
+            # CLIP adds it once; the reference adds it to its position too, and trained so.
             first = first + self.class_embedding[...]
         patches = rearrange(grid, "b h w d -> b (h w) d") + positions[None, 1:]
         first = jnp.broadcast_to(first, (batch, 1, channels))
@@ -220,11 +186,6 @@ def _recomputed(block: Block, tokens: Float[Array, "b t d"]) -> Float[Array, "b 
 
 class TextTower(nnx.Module):
     """CLIP's causal text transformer, pooled at the end-of-text token.
-
-    Args:
-        config: sizes.
-        dtype: of the blocks' matrix products.
-        rngs: random streams of the initialisation.
 
     Source: CLIP (arXiv 2103.00020).
     """
@@ -245,13 +206,9 @@ class TextTower(nnx.Module):
         self.projection = projection(config, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b c"]:
-        """Embed texts.
+        """Embed texts; NaN where a text holds an id outside 0..vocab_size-1.
 
-        Args:
-            tokens: i32[b, l], ids in 0..vocab_size-1; the largest id of a row ends its text.
-
-        Returns:
-            f32[b, c], not normalised; NaN where a text holds an id outside the vocabulary.
+        The largest id of a row ends its text; with CLIP's tokenizer that is "<|endoftext|>".
 
         Raises:
             ValueError: more tokens than the tower has positions.
@@ -259,7 +216,7 @@ class TextTower(nnx.Module):
         batch, length = tokens.shape
         if length > self.config.context_length:
             raise ValueError(f"{length} tokens, the tower takes {self.config.context_length}")
-        # the default would read the last row of the table for an id from a foreign tokenizer
+        # The default would read the last row of the table for an id from a foreign tokenizer.
         x = self.token_embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
         x = x + self.position_embedding[None, :length]
         for block in self.blocks:

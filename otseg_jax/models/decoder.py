@@ -6,7 +6,9 @@ Arrays: queries [b, k, n, c] (image, class, prompt, channel), memory [b, m, c] (
 order, L2-normalised), score maps [b, k, m]. Sinkhorn, cosines and LayerNorms are float32.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,35 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from otseg_jax.sinkhorn import sinkhorn
+from otseg_jax.ot.sinkhorn import sinkhorn
 
 KINDS = ("mpsa", "cross_attention")
+
+Transport: TypeAlias = Callable[[Float[Array, "b k m n"]], Float[Array, "b k m n"]]
+"""Similarities to transport plans, rows summing to 1/m: the solver that is handed in."""
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """`ot.sinkhorn` as a value: models that are built alike are one program to `jit`."""
+
+    epsilon: float = 0.05
+    iterations: int | None = None
+
+    def __call__(self, similarity: Float[Array, "b k m n"]) -> Float[Array, "b k m n"]:
+        """Transport plans."""
+        return sinkhorn(similarity, epsilon=self.epsilon, iterations=self.iterations)
+
+
+def alignment(
+    plan: Float[Array, "b k m n"], similarity: Float[Array, "b k m n"]
+) -> Float[Array, "b k m"]:
+    """Refined alignment of every pixel with every class, S*[m] = M·N·Σₙ T[m,n]·S[m,n].
+
+    Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn.
+    """
+    m, n = similarity.shape[-2:]
+    return m * n * jnp.sum(plan * similarity, axis=-1)
 
 
 def normalize(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
@@ -82,20 +110,20 @@ class SinkhornAttention(Attention):
 
     One head over all channels, whatever num_heads says in the reference's configs.
 
-    Args:
-        width: channels c.
-        dropout: rate on the plan, in [0, 1).
-        epsilon: weight of the entropy in Sinkhorn.
-        iterations: number of Sinkhorn updates; None solves to convergence.
-        dtype: compute dtype of the projections.
-        rngs: source of the initial weights.
-
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn Attention.
     """
 
-    def __init__(self, width: int, *, epsilon: float, iterations: int | None, **options):
-        super().__init__(width, **options)
-        self.epsilon, self.iterations = epsilon, iterations
+    def __init__(
+        self,
+        width: int,
+        *,
+        transport: Transport,
+        dropout: float,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(width, dropout=dropout, dtype=dtype, rngs=rngs)
+        self.transport = transport
 
     def __call__(
         self,
@@ -106,31 +134,30 @@ class SinkhornAttention(Attention):
     ) -> tuple[Float[Array, "b k n c"], Float[Array, "b k m"]]:
         """Return what the prompts collect from the pixels, and the layer's score map."""
         similarity = cosine(self.query(queries), self.key(memory))
-        plan = sinkhorn(similarity, epsilon=self.epsilon, iterations=self.iterations)
-        m, n = similarity.shape[-2:]
-        score_map = m * n * jnp.sum(plan * similarity, axis=-1)
+        plan = self.transport(similarity)
         # The plan as it is: its columns sum to 1/n, and published weights expect that scale.
         collected = jnp.einsum(
             "bkmn,bmc->bknc", dropout(plan, self.dropout, key), self.value(memory)
         )
-        return self.out(collected), score_map
+        return self.out(collected), alignment(plan, similarity)
 
 
 class CrossAttention(Attention):
     """ZegCLIP's multi-head softmax attention; its score map is the mean over heads before softmax.
 
-    Args:
-        width: channels c, divisible by `heads`.
-        heads: number of heads.
-        dropout: rate on the attention weights, in [0, 1).
-        dtype: compute dtype of the projections.
-        rngs: source of the initial weights.
-
     Source: ZegCLIP (arXiv 2212.03588).
     """
 
-    def __init__(self, width: int, *, heads: int, **options):
-        super().__init__(width, **options)
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        dropout: float,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(width, dropout=dropout, dtype=dtype, rngs=rngs)
         self.heads = heads
 
     def __call__(
@@ -172,9 +199,8 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention = attention
-        options: dict[str, Any] = {"epsilon": 1e-5, "use_fast_variance": False, "rngs": rngs}
-        self.norm2 = nnx.LayerNorm(width, **options)
-        self.norm3 = nnx.LayerNorm(width, **options)
+        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.linear1 = torch_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.linear2 = torch_linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout
@@ -201,15 +227,9 @@ class Decoder(nnx.Module):
     MPSA: A_L ⊙ Π_{ℓ<L} σ(A_ℓ)^{1/(L−1)}; cross-attention: A_L alone.
 
     Args:
-        width: channels c of queries and memory.
         kind: "mpsa" (OTSeg) or "cross_attention" (ZegCLIP).
-        layers: number of layers L.
-        heads: heads of cross-attention; MPSA has one.
-        dropout: rate in [0, 1).
-        epsilon: weight of the entropy in Sinkhorn.
-        iterations: number of Sinkhorn updates; None solves to convergence.
-        dtype: compute dtype of the projections.
-        rngs: source of the initial weights.
+        heads: of cross-attention; MPSA has one.
+        transport: of MPSA.
 
     Raises:
         ValueError: unknown kind, no layers, or a width that the heads do not divide.
@@ -225,13 +245,10 @@ class Decoder(nnx.Module):
         layers: int = 3,
         heads: int = 8,
         dropout: float = 0.1,
-        epsilon: float = 0.05,
-        iterations: int | None = None,
+        transport: Transport = Sinkhorn(),
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"model.decoder={kind!r}: choose one of {', '.join(KINDS)}")
         if layers < 1:
             raise ValueError(f"model.decoder_layers={layers}: at least one layer is needed")
         if kind == "cross_attention" and (heads < 1 or width % heads):
@@ -242,15 +259,16 @@ class Decoder(nnx.Module):
         def layer() -> DecoderLayer:
             # Every layer draws from the same key: the reference deep-copies one initialised layer.
             rngs = nnx.Rngs(params=seed)
-            options: dict[str, Any] = {"dropout": dropout, "dtype": dtype, "rngs": rngs}
             attention: Attention
             if kind == "mpsa":
                 attention = SinkhornAttention(
-                    width, epsilon=epsilon, iterations=iterations, **options
+                    width, transport=transport, dropout=dropout, dtype=dtype, rngs=rngs
                 )
             else:
-                attention = CrossAttention(width, heads=heads, **options)
-            return DecoderLayer(attention, width, **options)
+                attention = CrossAttention(
+                    width, heads=heads, dropout=dropout, dtype=dtype, rngs=rngs
+                )
+            return DecoderLayer(attention, width, dropout=dropout, dtype=dtype, rngs=rngs)
 
         self.layers = nnx.List([layer() for _ in range(layers)])
 

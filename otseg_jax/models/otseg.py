@@ -1,11 +1,11 @@
 """OTSeg: frozen CLIP with visual prompts, relationship descriptor, MPS path and decoder.
 
-image f32[b, H, W, 3] (normalised) and text f32[k, n, c] (L2-normalised) → two logit maps
-f32[b, k, h, w] on the patch grid, h = H / patch. Both are upsampled by `upsample`; since that is
-linear, mixtures of the two may be taken before it.
+image f32[b, H, W, 3] (normalised) and text f32[k, n, c] (L2-normalised) → logit maps by name,
+f32[b, k, h, w] on the patch grid, h = H / patch: "decoder", and "mps" where the decoder is MPSA.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,102 @@ from jaxtyping import Array, Float, Key
 
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
+    KINDS,
     Decoder,
+    Sinkhorn,
+    Transport,
+    alignment,
     cosine,
     dropout,
     normalize,
     torch_linear,
 )
-from otseg_jax.sinkhorn import mps
+from otseg_jax.models.outputs import Outputs
 
 SINKHORNS = ("implicit", "unrolled")
 
+FROZEN: Final = "vision"
+"""Name of the submodule that never learns."""
 
-class Logits(NamedTuple):
-    """The two logit maps on the patch grid; `mps` is None where the decoder has no MPS path."""
 
-    decoder: Float[Array, "b k h w"]
-    mps: Float[Array, "b k h w"] | None
+def _outside_the_tower(path: tuple[Any, ...], value: Any) -> bool:
+    # The first name decides: a decoder may call a layer of its own "vision" and still learn.
+    return path[0] != FROZEN
+
+
+TRAINABLE: Final = nnx.All(nnx.Param, _outside_the_tower)
+"""Filter of the learning parameters: `nnx.split(model, TRAINABLE, ...)`.
+
+Every `nnx.Param` except those of `FROZEN`. A variable of another type (a counter, a key) never
+learns.
+
+Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the decoder learn.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OTSegConfig:
+    """What can be chosen about the model around a CLIP tower; `configs/common.py`, `model`.
+
+    Attributes:
+        decoder: "mpsa" (OTSeg) or "cross_attention" (ZegCLIP: no MPS path, one prompt per class).
+        decoder_heads: of cross-attention.
+        prompt_tokens: visual prompt tokens p per block.
+        prompt_blocks: blocks with prompts of their own; 0: all.
+        dropout: rate for prompts and decoder, in [0, 1).
+        epsilon: weight of the entropy in Sinkhorn.
+        sinkhorn: "implicit" solves every transport problem to convergence and differentiates the
+            result implicitly; "unrolled" runs `iterations` updates, the reference's way.
+        remat: recompute each block in the backward pass instead of storing its activations.
+
+    Raises:
+        ValueError: a choice that does not exist, or a size below 1, named by its config field.
+    """
+
+    decoder: str = "mpsa"
+    decoder_layers: int = 3
+    decoder_heads: int = 8
+    prompt_tokens: int = 10
+    prompt_blocks: int = 0
+    dropout: float = 0.1
+    epsilon: float = 0.05
+    sinkhorn: str = "implicit"
+    iterations: int = 100
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"model.{name}={value!r}: choose one of {', '.join(choices)}"
+            for name, value, choices in (
+                ("decoder", self.decoder, KINDS),
+                ("sinkhorn", self.sinkhorn, SINKHORNS),
+            )
+            if value not in choices
+        ]
+        if self.prompt_tokens < 1:
+            problems.append(
+                f"model.prompt_tokens={self.prompt_tokens}: at least one token is needed"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def transport(self) -> Transport:
+        """The solver of transport plans that is asked for."""
+        return Sinkhorn(self.epsilon, self.iterations if self.sinkhorn == "unrolled" else None)
+
+    def outputs(self, *, mps_weight: float = 0.5) -> Outputs:
+        """What the method is scored on: OTSeg (decoder alone) and OTSeg+, or ZegCLIP.
+
+        Args:
+            mps_weight: w of the MPS path in OTSeg+, z = (1 − w)·z_decoder + w·z_mps.
+
+        Source: OTSeg (arXiv 2403.14183), inference.
+        """
+        if self.decoder == "cross_attention":
+            return Outputs({"zegclip": {"decoder": 1.0}}, main="zegclip")
+        plus = {"decoder": 1.0 - mps_weight, "mps": mps_weight}
+        return Outputs({"otseg": {"decoder": 1.0}, "otseg_plus": plus}, main="otseg_plus")
 
 
 class VisualPrompts(nnx.Module):
@@ -40,10 +120,7 @@ class VisualPrompts(nnx.Module):
     Args:
         tokens: prompt tokens p per block.
         blocks: blocks that get prompts of their own, the first one included.
-        width: width d of the tower.
         patch_size: pixels; sets the range of the initial values.
-        dropout: rate in [0, 1).
-        rngs: source of the initial weights.
 
     Source: OTSeg (arXiv 2403.14183); Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
     """
@@ -88,23 +165,12 @@ class OTSeg(nnx.Module):
     Only the submodule `vision` is frozen; everything else is trained.
 
     Args:
-        vision: shape of the CLIP tower.
-        decoder: "mpsa" (OTSeg) or "cross_attention" (ZegCLIP: no MPS path, one prompt per class).
-        decoder_layers: layers of the decoder.
-        decoder_heads: heads of cross-attention.
-        prompt_tokens: visual prompt tokens p per block.
-        prompt_blocks: blocks with prompts of their own; 0 means all.
-        dropout: rate for prompts and decoder, in [0, 1).
-        epsilon: weight of the entropy in Sinkhorn.
-        sinkhorn: "implicit" solves every transport problem to convergence and differentiates the
-            result implicitly; "unrolled" runs `iterations` updates, the reference's way.
-        iterations: number of Sinkhorn updates of "unrolled".
-        dtype: compute dtype of the Linear layers.
-        remat: recompute each block in the backward pass instead of storing its activations.
-        rngs: source of the initial weights.
+        vision: sizes of the CLIP tower.
+        transport: solver of transport plans; None: the one that `config` asks for.
+        dtype: of the Linear layers' products.
 
     Raises:
-        ValueError: a choice or size that does not fit, named by its config field.
+        ValueError: sizes that do not fit together, named by their config field.
 
     Source: OTSeg (arXiv 2403.14183), overall framework.
     """
@@ -112,53 +178,39 @@ class OTSeg(nnx.Module):
     def __init__(
         self,
         vision: VisionConfig,
+        config: OTSegConfig = OTSegConfig(),
         *,
-        decoder: str = "mpsa",
-        decoder_layers: int = 3,
-        decoder_heads: int = 8,
-        prompt_tokens: int = 10,
-        prompt_blocks: int = 0,
-        dropout: float = 0.1,
-        epsilon: float = 0.05,
-        sinkhorn: str = "implicit",
-        iterations: int = 100,
+        transport: Transport | None = None,
         dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        blocks = prompt_blocks or vision.layers
+        blocks = config.prompt_blocks or vision.layers
         if not 1 <= blocks <= vision.layers:
             raise ValueError(
-                f"model.prompt_blocks={prompt_blocks}: the tower has {vision.layers} blocks"
+                f"model.prompt_blocks={config.prompt_blocks}: the tower has {vision.layers} blocks"
             )
-        if prompt_tokens < 1:
-            raise ValueError(f"model.prompt_tokens={prompt_tokens}: at least one token is needed")
-        if sinkhorn not in SINKHORNS:
-            raise ValueError(f"model.sinkhorn={sinkhorn!r}: choose one of {', '.join(SINKHORNS)}")
-        updates = iterations if sinkhorn == "unrolled" else None
-        self.vision = VisionTower(vision, dtype=dtype, remat=remat, rngs=rngs)
+        self.patch_size = vision.patch_size
+        self.transport = config.transport if transport is None else transport
+        self.vision = VisionTower(vision, dtype=dtype, remat=config.remat, rngs=rngs)
         self.prompts = VisualPrompts(
-            tokens=prompt_tokens,
+            tokens=config.prompt_tokens,
             blocks=blocks,
             width=vision.width,
             patch_size=vision.patch_size,
-            dropout=dropout,
+            dropout=config.dropout,
             rngs=rngs,
         )
         self.q_proj = torch_linear(2 * vision.embed_dim, vision.embed_dim, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(
             vision.embed_dim,
-            kind=decoder,
-            layers=decoder_layers,
-            heads=decoder_heads,
-            dropout=dropout,
-            epsilon=epsilon,
-            iterations=updates,
+            kind=config.decoder,
+            layers=config.decoder_layers,
+            heads=config.decoder_heads,
+            dropout=config.dropout,
+            transport=self.transport,
             dtype=dtype,
             rngs=rngs,
         )
-        self.patch_size = vision.patch_size
-        self.epsilon, self.iterations = epsilon, updates
 
     def embed(
         self, image: Float[Array, "b H W 3"], *, key: Key[Array, ""] | None = None
@@ -178,17 +230,22 @@ class OTSeg(nnx.Module):
         text: Float[Array, "k n c"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b k m"], Float[Array, "b k m"] | None]:
-        """Match pixels with classes: logits of the decoder and of the MPS path."""
-        # Relationship descriptor: the image's own reading of each prompt, beside the prompt.
+    ) -> dict[str, Float[Array, "b k m"]]:
+        """Match pixels with classes: logits of the decoder and of the MPS path, by name."""
+        queries = self.describe(global_embedding, text)
+        maps = {"decoder": self.decoder(queries, pixels, key=key)}
+        if self.decoder.kind == "mpsa":
+            similarity = cosine(queries, pixels)
+            maps["mps"] = alignment(self.transport(similarity), similarity)
+        return maps
+
+    def describe(
+        self, global_embedding: Float[Array, "b c"], text: Float[Array, "k n c"]
+    ) -> Float[Array, "b k n c"]:
+        """Relationship descriptor: the image's own reading of each prompt, beside the prompt."""
         product = global_embedding[:, None, None] * text[None]
-        queries = jnp.concatenate([product, jnp.broadcast_to(text[None], product.shape)], axis=-1)
-        queries = self.q_proj(queries)
-        logits = self.decoder(queries, pixels, key=key)
-        if self.decoder.kind == "cross_attention":
-            return logits, None
-        similarity = cosine(queries, pixels)
-        return logits, mps(similarity, epsilon=self.epsilon, iterations=self.iterations)
+        beside = jnp.broadcast_to(text[None], product.shape)
+        return self.q_proj(jnp.concatenate([product, beside], axis=-1))
 
     def __call__(
         self,
@@ -196,16 +253,16 @@ class OTSeg(nnx.Module):
         text: Float[Array, "k n c"],
         *,
         key: Key[Array, ""] | None = None,
-    ) -> Logits:
+    ) -> dict[str, Float[Array, "b k h w"]]:
         """Segment images.
 
         Args:
-            image: f32[b, H, W, 3], normalised, RGB; H and W divisible by the patch.
-            text: f32[k, n, c], L2-normalised prompt embeddings; n = 1 for cross-attention.
+            image: normalised, RGB; H and W divisible by the patch.
+            text: L2-normalised prompt embeddings; n = 1 for cross-attention.
             key: turns dropout on.
 
         Returns:
-            Logits, f32[b, k, h, w] each.
+            Logits by name of the map.
 
         Raises:
             ValueError: several prompts per class for cross-attention.
@@ -217,13 +274,9 @@ class OTSeg(nnx.Module):
             )
         prompt_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         global_embedding, pixels = self.embed(image, key=prompt_key)
-        logits, mps_logits = self.match(global_embedding, pixels, text, key=decoder_key)
+        maps = self.match(global_embedding, pixels, text, key=decoder_key)
         h = image.shape[1] // self.patch_size
-
-        def grid(x):
-            return rearrange(x, "b k (h w) -> b k h w", h=h)
-
-        return Logits(grid(logits), None if mps_logits is None else grid(mps_logits))
+        return {name: rearrange(x, "b k (h w) -> b k h w", h=h) for name, x in maps.items()}
 
 
 def upsample(logits: Float[Array, "b k h w"], size: tuple[int, int]) -> Float[Array, "b k H W"]:

@@ -1,7 +1,8 @@
 """The residual block that both of CLIP's towers are stacks of.
 
-Tokens are f32[b, t, d]. Parameters and the residual stream are float32; `dtype` is the type of the
-matrix products. LayerNorm and softmax are computed in float32 whatever `dtype` is.
+Parameters and the residual stream are float32; `dtype` is the type of the matrix products.
+LayerNorm and softmax are computed in float32 whatever `dtype` is. Weights start with OpenAI's
+standard deviations.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,6 @@ from jaxtyping import Array, Float
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Sigmoid approximation of GELU that OpenAI's CLIP was trained with: x·σ(1.702·x).
 
-    Args:
-        x: f32 or bf16[...], any range.
-
-    Returns:
-        The same shape and dtype.
-
     Example:
         >>> float(quick_gelu(jnp.array(0.0)))
         0.0
@@ -34,7 +29,7 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": quick_gelu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": partial(jax.nn.gelu, approximate=False),  # torch's default; JAX's is the tanh formula
 }
 
 
@@ -42,26 +37,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class TowerConfig:
     """Sizes that both towers have.
 
-    Args:
-        width: channels of a token.
-        layers: number of blocks.
-        heads: attention heads; must divide `width`.
-        mlp_width: hidden channels of the block's MLP.
-        embed_dim: channels of the space shared by image and text.
-        activation: "quick_gelu" (OpenAI) or "gelu" (exact).
-        eps: added to the variance in LayerNorm.
-
     Raises:
         ValueError: sizes that do not fit together.
     """
 
-    width: int
+    width: int  # channels of a token
     layers: int
-    heads: int
-    mlp_width: int
-    embed_dim: int
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
+    heads: int  # must divide `width`
+    mlp_width: int  # hidden channels of a block's MLP
+    embed_dim: int  # channels of the space shared by image and text
+    activation: str = "quick_gelu"  # OpenAI's; "gelu" is the exact one
+    eps: float = 1e-5  # of LayerNorm
 
     def __post_init__(self) -> None:
         problems = [
@@ -87,6 +73,7 @@ class Attention(nnx.Module):
         std = config.width**-0.5
         linear = partial(_linear, config.width, config.width, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = linear(std=std), linear(std=std), linear(std=std)
+        # The residual stream is a sum of 2·layers branches: each starts smaller, as in GPT-2.
         self.out = linear(std=std * (2 * config.layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -113,14 +100,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x)).
-
-    Args:
-        config: sizes of the tower that it belongs to.
-        causal: a token sees itself and those before it only.
-        dtype: of the matrix products; the sum x stays float32.
-        rngs: random streams of the initialisation, with OpenAI's standard deviations.
-    """
+    """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x))."""
 
     def __init__(
         self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs
@@ -152,7 +132,7 @@ def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
 
 def layer_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over the channels of a token, always float32."""
-    # E[x²] − E[x]² would cancel in the few channels of large mean that CLIP is known for
+    # E[x²] − E[x]² would cancel in the few channels of large mean that CLIP is known for.
     return nnx.LayerNorm(
         config.width, epsilon=config.eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
     )

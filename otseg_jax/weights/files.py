@@ -1,4 +1,4 @@
-"""Arrays out of weight files: safetensors, torch's zip, flax's msgpack; told apart by content.
+"""Arrays out of weight files: safetensors, torch's zip, flax's msgpack, recognised by content.
 
 Names are joined by "." as torch has them, by "/" for msgpack. Arrays keep the stored dtype.
 """
@@ -14,34 +14,24 @@ import numpy as np
 from flax import serialization
 from safetensors import SafetensorError, safe_open
 
-from otseg_jax.weights import torch_zip
+from otseg_jax.weights import torch_file
 
-DEEPEST, MOST = 64, 1_000_000  # levels and entries of nested dicts
+DEEPEST, MOST = 64, 1_000_000  # levels and entries of nested dicts, far beyond any model's
 
 
 class Stored(NamedTuple):
-    """What a weight file holds.
-
-    Attributes:
-        arrays: name → array, as stored.
-        meta: what a training program saved beside the weights (`"meta"`), or {}.
-        paths: the files that were read.
-    """
+    """What a weight file holds."""
 
     arrays: dict[str, np.ndarray]
-    meta: dict[str, Any]
-    paths: tuple[Path, ...]
+    meta: dict[str, Any]  # what a training program saved under "meta", or {}
+    paths: tuple[Path, ...]  # the files that were read
 
 
 def read(path: str | Path) -> Stored:
     """Read a weight file, or all files of a sharded one if given its `….index.json`.
 
-    Args:
-        path: the file.
-
-    Returns:
-        Its arrays. Of a training checkpoint only `"state_dict"` is taken, of a distributed one
-        without the "module." before each name.
+    Of a training checkpoint only `"state_dict"` is taken, of a distributed one without the
+    "module." before each name.
 
     Raises:
         FileNotFoundError: no such file, or a shard that is missing.
@@ -57,7 +47,7 @@ def read(path: str | Path) -> Stored:
         return Stored(_read_safetensors(path), {}, (path,))
     if kind == "msgpack":
         return Stored(_read_msgpack(path), {}, (path,))
-    tree = torch_zip.read(path)
+    tree = torch_file.read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
     state, meta = tree.get("state_dict"), tree.get("meta")
@@ -80,15 +70,15 @@ def sha256(paths: Iterable[Path]) -> str:
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
-    """Refuse weights that are not numbers.
+    """Refuse weights that hold NaN or infinity.
 
     Raises:
-        ValueError: an array holds NaN or infinity; all such arrays in one message.
+        ValueError: all such arrays in one message.
     """
     bad = [
         f"{name} ({int(np.sum(~np.isfinite(array)))} of {array.size})"
         for name, array in arrays.items()
-        # a sum is one pass without a mask, and finite wherever all numbers are of sane size
+        # a sum is one pass without a mask, and finite for weights of ordinary size
         if not np.isfinite(np.sum(array, dtype=np.float64)) and not np.isfinite(array).all()
     ]
     if bad:
@@ -102,13 +92,15 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
 def _recognise(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(9)
+    # safetensors: the size of the JSON header, then the header
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
     if start.startswith(b"PK"):
         return "torch"
-    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map with entries
+    # msgpack: a map with entries, which is fixmap, map 16 or map 32
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
         return "msgpack"
-    # content that says nothing: the name decides which reader finds the words for it
+    # Unknown content: the suffix decides which reader reports what is wrong with it.
     return {".safetensors": "safetensors", ".msgpack": "msgpack"}.get(path.suffix, "torch")
 
 
@@ -125,9 +117,13 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = serialization.msgpack_restore(path.read_bytes())
     except (
-        *(ValueError, TypeError, KeyError, AttributeError, RecursionError),
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
         msgpack.exceptions.UnpackException,
-    ) as error:
+    ) as error:  # whatever damaged bytes lead flax into
         raise _damaged(path, error) from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
@@ -142,7 +138,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, np.ndarray]:
-    """Arrays of nested dicts by joined name; a file made to harm may nest without end."""
+    """Arrays of nested dicts by joined name; not recursive, as a file may nest without end."""
     arrays: dict[str, np.ndarray] = {}
     waiting: list[tuple[tuple[str, ...], Any]] = [((), dict(tree))]
     visited = 0

@@ -7,9 +7,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-BUILT_IN = "shapes-clip"
-"""Name of the small CLIP of the shapes world, which comes with the package."""
-
+BUILT_IN = "shapes-clip"  # the small CLIP of the shapes world that comes with the package
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json")
 
 
@@ -20,9 +18,6 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
         source: folder, `BUILT_IN`, or hub name "owner/name".
         patterns: names of the files wanted, with * for any text.
 
-    Returns:
-        The folder.
-
     Raises:
         FileNotFoundError: no such folder, and no hub name or none that can be had.
     """
@@ -32,6 +27,7 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
     name = str(source)
     if name == BUILT_IN:
         return Path(__file__).parent.parent / "data" / "shapes_clip"
+    # Only what can be a hub name, and is no file here, goes out to the network.
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
     try:
@@ -43,15 +39,10 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
 
 
 def upload(folder: str | Path, name: str, *, private: bool = False) -> str:
-    """Publish a folder on the hub; you must be logged in (`hf auth login`).
+    """Publish a model directory on the hub and return the address of the commit.
 
-    Args:
-        folder: model directory.
-        name: hub name "owner/name"; the repository is made if need be.
-        private: only for its owner, where it is made.
-
-    Returns:
-        Address of the commit.
+    You must be logged in (`hf auth login`). The repository "owner/name" is made if need be, then
+    visible to its owner only if `private`.
     """
     huggingface_hub.create_repo(name, private=private, exist_ok=True)
     return huggingface_hub.upload_folder(repo_id=name, folder_path=folder).commit_url

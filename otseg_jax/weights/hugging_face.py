@@ -11,10 +11,11 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
+from otseg_jax import text
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights import files, hub
-from otseg_jax.weights.clip import Clip, assemble, resized
-from otseg_jax.weights.table import Rule, linear, norm
+from otseg_jax.weights.clip import Clip, assemble
+from otseg_jax.weights.rules import Rule, linear, norm
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -38,29 +39,21 @@ def load(source: str | Path, *, image_size: int | None = None) -> Clip:
 
     Args:
         source: folder that `CLIPModel.save_pretrained` wrote, or a hub name "owner/name".
-        image_size: side in pixels of the images to come; the position embedding is resized to it,
-            the first of the two steps of CLIP's use at other sizes. None keeps the stored size.
-
-    Returns:
-        Configurations, leaves and fingerprints.
+        image_size: side in pixels that its positions are resized to; None keeps the stored one.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or one without the two files.
         ValueError: another architecture, a damaged file, weights that do not cover the towers.
     """
-    folder = hub.find(source, PATTERNS)
-    return resized(load_stored(folder, str(source))[0], image_size)
+    clip, _, _ = load_stored(hub.find(source, PATTERNS), str(source))
+    return clip.resized(image_size)
 
 
 def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rule]]:
-    """Read a CLIP at its stored image size, and what its file holds.
+    """Read a CLIP at its stored image size, what its file holds, and the table between the two.
 
     Args:
-        folder: where the files lie.
-        source: what the user called it.
-
-    Returns:
-        The CLIP, the arrays it was made from, and the table between the two.
+        source: what the user called the folder.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -76,8 +69,16 @@ def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rul
     table = rules(vision_config.layers, text_config.layers)
     if any("/" in name for name in stored.arrays):
         table = [flax_rule(rule) for rule in table]
-    where = f"{path} does not fit {folder / CONFIG}"
-    clip = assemble(table, stored.arrays, vision_config, text_config, unused=UNUSED, where=where)
+    clip = assemble(
+        table,
+        stored.arrays,
+        vision_config,
+        text_config,
+        unused=UNUSED,
+        where=f"{path} does not fit {folder / CONFIG}",
+        name=source,
+        tokenizer=folder if text.holds_tokenizer(folder) else None,
+    )
     return clip, stored, table
 
 
@@ -86,9 +87,6 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
 
     Args:
         path: the file, or the folder that holds it.
-
-    Returns:
-        The two configurations.
 
     Raises:
         FileNotFoundError: no such file.
@@ -101,21 +99,20 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
             kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
             raise ValueError(f"model_type is {kind!r}, wanted 'clip'")
         config: Any = CLIPConfig.from_dict(raw)
-        text, vision = config.text_config, config.vision_config
-        _refuse(text, vision)
-        common = {"embed_dim": config.projection_dim}
+        words, vision = config.text_config, config.vision_config
+        _refuse(words, vision)
         return (
             VisionConfig(
                 image_size=vision.image_size,
                 patch_size=vision.patch_size,
                 **_sizes(vision),
-                **common,
+                embed_dim=config.projection_dim,
             ),
             TextConfig(
-                vocab_size=text.vocab_size,
-                context_length=text.max_position_embeddings,
-                **_sizes(text),
-                **common,
+                vocab_size=words.vocab_size,
+                context_length=words.max_position_embeddings,
+                **_sizes(words),
+                embed_dim=config.projection_dim,
             ),
         )
     except FileNotFoundError as error:
@@ -155,18 +152,13 @@ def _refuse(text: Any, vision: Any) -> None:
 def rules(vision_layers: int, text_layers: int) -> list[Rule]:
     """The table of names: "vision/…" and "text/…" leaves from transformers' `CLIPModel`.
 
-    Args:
-        vision_layers: number of blocks of the vision tower.
-        text_layers: number of blocks of the text tower.
-
-    Returns:
-        One rule per leaf.
+    One rule per leaf, for towers of so many blocks.
 
     Example:
         >>> rules(1, 1)[0].source, rules(1, 1)[0].target
         ('vision_model.embeddings.class_embedding', 'vision/class_embedding')
     """
-    vision, text = "vision_model.embeddings.", "text_model.embeddings."
+    vision, words = "vision_model.embeddings.", "text_model.embeddings."
     table = [
         Rule(vision + "class_embedding", "vision/class_embedding"),
         Rule(vision + "position_embedding.weight", "vision/position_embedding"),
@@ -174,8 +166,8 @@ def rules(vision_layers: int, text_layers: int) -> list[Rule]:
         *norm("vision_model.pre_layrnorm", "vision/ln_pre"),
         *norm("vision_model.post_layernorm", "vision/ln_post"),
         Rule("visual_projection.weight", "vision/projection/kernel", (1, 0)),
-        Rule(text + "token_embedding.weight", "text/token_embedding"),
-        Rule(text + "position_embedding.weight", "text/position_embedding"),
+        Rule(words + "token_embedding.weight", "text/token_embedding"),
+        Rule(words + "position_embedding.weight", "text/position_embedding"),
         *norm("text_model.final_layer_norm", "text/ln_final"),
         Rule("text_projection.weight", "text/projection/kernel", (1, 0)),
     ]

@@ -7,68 +7,65 @@ width of a head and the activation are not in the file.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from otseg_jax import text
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights.clip import Clip, assemble
-from otseg_jax.weights.table import Rule, linear, norm
+from otseg_jax.weights.rules import Rule, linear, norm
 
 HEAD = 64  # channels of a head in every published CLIP ViT
 
 UNUSED = (
-    *("logit_scale", "logit_bias", "attn_mask", "text.attn_mask"),
-    *("input_resolution", "context_length", "vocab_size"),  # numbers that TorchScript keeps
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+    "text.attn_mask",
+    # numbers that TorchScript keeps
+    "input_resolution",
+    "context_length",
+    "vocab_size",
     "visual.input_resolution",
 )
 
 
 def load(
     arrays: Mapping[str, np.ndarray],
-    where: str,
+    path: Path,
     *,
     vision_heads: int = 0,
     text_heads: int = 0,
     activation: str = "quick_gelu",
-) -> Clip:
-    """Build a CLIP from the arrays of a file.
+) -> tuple[Clip, list[Rule]]:
+    """Build a CLIP from the arrays of a file; and the table between the two.
 
     Args:
-        arrays: name → array.
-        where: the file, for messages.
-        vision_heads: of the vision tower; 0: one per 64 channels.
-        text_heads: of the text tower; 0: one per 64 channels.
+        path: the file; a tokenizer beside it is taken.
+        vision_heads: 0: one per 64 channels.
+        text_heads: 0: one per 64 channels.
         activation: "quick_gelu" (OpenAI's weights) or "gelu" (most of open_clip's own).
-
-    Returns:
-        Configurations, leaves and fingerprints.
 
     Raises:
         ValueError: no ViT CLIP, or weights that do not cover the towers; all problems at once.
     """
-    prefix = "text." if "text.token_embedding.weight" in arrays else ""
+    where, prefix = str(path), "text." if "text.token_embedding.weight" in arrays else ""
     vision = vision_config(arrays, "visual.", where, heads=vision_heads, activation=activation)
-    text = text_config(arrays, prefix, where, heads=text_heads, activation=activation)
-    return assemble(
-        rules(vision.layers, text.layers, text_prefix=prefix),
-        arrays,
-        vision,
-        text,
-        unused=UNUSED,
-        where=where,
+    words = text_config(arrays, prefix, where, heads=text_heads, activation=activation)
+    table = rules(vision.layers, words.layers, text_prefix=prefix)
+    tokenizer = path.parent if text.holds_tokenizer(path.parent) else None
+    clip = assemble(
+        table, arrays, vision, words, unused=UNUSED, where=where, name=where, tokenizer=tokenizer
     )
+    return clip, table
 
 
 def rules(vision_layers: int, text_layers: int, *, text_prefix: str = "") -> list[Rule]:
     """The table of names: "vision/…" and "text/…" leaves from an OpenAI state dict.
 
     Args:
-        vision_layers: blocks of the vision tower.
-        text_layers: blocks of the text tower.
         text_prefix: "text." for open_clip's newer models.
-
-    Returns:
-        One rule per leaf.
     """
     return [
         *vision_rules("visual.", "vision/", blocks=vision_layers),
@@ -132,11 +129,9 @@ def vision_config(
     """Sizes of a vision tower, read off its shapes.
 
     Args:
-        arrays: name → array.
         prefix: before every name: "visual." or "backbone.".
         where: the file, for messages.
-        heads: attention heads; 0: one per 64 channels.
-        activation: of the MLPs.
+        heads: 0: one per 64 channels.
 
     Raises:
         ValueError: it is no vision transformer of CLIP's.

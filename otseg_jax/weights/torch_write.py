@@ -1,28 +1,26 @@
-"""Write a checkpoint that `torch.load` reads, without torch: the reverse of `torch_zip`.
+"""Write a checkpoint that `torch.load` reads, without torch: the reverse of `torch_file`.
 
 The archive is the zip format of torch 1.6 and later: a pickle of protocol 2 and one uncompressed
 entry per tensor. It loads with `weights_only=True`.
 """
 
+import os
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from otseg_jax.weights.torch_zip import STORAGES
+from otseg_jax.weights.torch_file import STORAGES
 
 _NAMES = {dtype: name for name, dtype in STORAGES.items()}
 _ROOT = "archive/"
 
 
-def write(path: str | Path, value: Any) -> None:
+def write(path: str | os.PathLike[str], value: Any) -> None:
     """Write nested dicts, lists, tuples, numbers, strings and numpy arrays; arrays become tensors.
 
-    Args:
-        path: file to write; the caller puts it in its place when all is well.
-        value: what `torch.load` is to return.
+    The file is written in place: a caller who needs it whole or not at all renames it afterwards.
 
     Raises:
         ValueError: a value of another type, or an array of a dtype that torch has no storage for.
@@ -30,7 +28,7 @@ def write(path: str | Path, value: Any) -> None:
     pickle = _Pickle()
     pickle.add(value)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        # the date is the earliest that zip has, so that equal content gives equal files
+        # ZipInfo's date is the earliest that zip has, so that equal content gives equal files.
         archive.writestr(zipfile.ZipInfo(f"{_ROOT}data.pkl"), bytes(pickle.finish()))
         archive.writestr(zipfile.ZipInfo(f"{_ROOT}byteorder"), b"little")
         for i, array in enumerate(pickle.arrays):
@@ -43,42 +41,42 @@ class _Pickle:
     """Emits opcodes: Python's own pickler would have to import torch to name its functions."""
 
     def __init__(self) -> None:
-        self.code = bytearray(b"\x80\x02")
+        self.code = bytearray(b"\x80\x02")  # PROTO 2; opcodes as in `pickletools`
         self.arrays: list[np.ndarray] = []
 
     def finish(self) -> bytearray:
-        return self.code + b"."
+        return self.code + b"."  # STOP
 
     def add(self, value: Any) -> None:
         match value:
             case None:
-                self.code += b"N"
+                self.code += b"N"  # NONE
             case bool():
-                self.code += b"\x88" if value else b"\x89"
+                self.code += b"\x88" if value else b"\x89"  # NEWTRUE, NEWFALSE
             case int():
                 data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-                self.code += b"\x8a" + struct.pack("<B", len(data)) + data
+                self.code += b"\x8a" + struct.pack("<B", len(data)) + data  # LONG1
             case float():
-                self.code += b"G" + struct.pack(">d", value)
+                self.code += b"G" + struct.pack(">d", value)  # BINFLOAT
             case str():
                 data = value.encode()
-                self.code += b"X" + struct.pack("<I", len(data)) + data
+                self.code += b"X" + struct.pack("<I", len(data)) + data  # BINUNICODE
             case np.ndarray():
                 self._tensor(value)
             case dict():
-                self.code += b"}("
+                self.code += b"}("  # EMPTY_DICT, MARK
                 for key, item in value.items():
                     self.add(key)
                     self.add(item)
-                self.code += b"u"
+                self.code += b"u"  # SETITEMS
             case list():
-                self.code += b"]("
+                self.code += b"]("  # EMPTY_LIST, MARK
                 self._items(value)
-                self.code += b"e"
+                self.code += b"e"  # APPENDS
             case tuple():
-                self.code += b"("
+                self.code += b"("  # MARK
                 self._items(value)
-                self.code += b"t"
+                self.code += b"t"  # TUPLE
             case _:
                 raise ValueError(f"a {type(value).__name__} has no place in a torch checkpoint")
 
@@ -89,6 +87,8 @@ class _Pickle:
     def _tensor(self, array: np.ndarray) -> None:
         if array.dtype not in _NAMES:
             raise ValueError(f"torch has no storage for {array.dtype}")
+        # _rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks); storage is the
+        # persistent id ("storage", class, key, device, size), which `torch.load` looks up itself.
         strides = tuple(int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim))
         self.code += b"ctorch._utils\n_rebuild_tensor_v2\n(("
         self.add("storage")

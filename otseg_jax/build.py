@@ -1,0 +1,295 @@
+"""From a configuration to the parts of an experiment: data, text, model, mesh.
+
+A ConfigDict comes in and goes no further: `settings_of` makes plain values of it, and everything
+else works on these. Text is f32[K, n, c] over all K classes of the vocabulary, whatever the regime
+trains on.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from otseg_jax import settings, sharding, text
+from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax.checkpoints.pretrained import Model, Pretrained
+from otseg_jax.checkpoints.spec import Origin, Record, Spec
+from otseg_jax.data import classes, folders, pipeline, regimes, shapes, transforms
+from otseg_jax.models.decoder import Transport
+from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg
+from otseg_jax.settings import Settings
+from otseg_jax.weights import clip, names, source
+from otseg_jax.weights.clip import Clip
+
+LOGGER = logging.getLogger(__name__)
+
+Split = folders.Folder | shapes.Shapes
+
+DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What training and evaluation work on.
+
+    Attributes:
+        vocabulary: classes of the data set.
+        regime: how they are trained.
+        graphdef: structure of the model, to be merged with `trainable` and `frozen`.
+        trainable: initial state of what learns, whole on every device.
+        frozen: state of the CLIP tower, its large leaves split over the mesh's `model` axis.
+        text: unit length, whole on every device.
+    """
+
+    settings: Settings
+    spec: Spec
+    vocabulary: classes.Vocabulary
+    regime: regimes.Regime
+    mesh: Mesh
+    graphdef: Any
+    trainable: Any
+    frozen: Any
+    text: Float[Array, "k n c"]
+
+    @property
+    def record(self) -> Record:
+        """What goes into every checkpoint."""
+        return Record(self.spec, self.settings)
+
+
+def settings_of(config: ml_collections.ConfigDict) -> Settings:
+    """The plain settings that a configuration (`configs/common.py`) asks for, checked.
+
+    Raises:
+        ValueError: every problem, named by its field, in one message.
+    """
+    return settings.check(config.to_dict())
+
+
+def open_split(options: Settings, split: str) -> Split:
+    """Index one split, "train" or "val", of the data set: examples {"image", "label", "name"}.
+
+    Raises:
+        FileNotFoundError, ValueError: as `folders.index` and `Shapes`.
+    """
+    data = options.data
+    if data.dataset not in DATASETS:
+        raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
+    if data.dataset in shapes.WORDS:
+        return shapes.Shapes(
+            split,
+            size=data.images[split],
+            image_size=data.crop,
+            seed=options.seed,
+            words=data.dataset,
+        )
+    if not data.root:
+        raise ValueError(
+            f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"
+        )
+    return folders.index(
+        data.dataset, data.root, split, augmented=data.augmented, raw_ids=data.raw_ids
+    )
+
+
+def train_batches(options: Settings, split: Split, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of the batches of a run, from step `start` on."""
+    data = options.data
+    transform = partial(
+        transforms.for_train,
+        crop=data.crop,
+        scale=data.scale,
+        ratio=data.ratio,
+        max_class_fraction=data.max_class_fraction,
+        hue=data.hue,
+        mean=data.mean,
+        std=data.std,
+    )
+    return pipeline.train_batches(
+        split,
+        transform,
+        batch_size=options.train.batch_size,
+        seed=options.seed,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=data.threads,
+        buffer=data.buffer,
+    )
+
+
+def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
+    """The classes alone, where the photos need not be at hand.
+
+    Args:
+        listing: file `name,split` of other classes than the data set's.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a data set without known classes.
+    """
+    dataset = options.data.dataset
+    if listing or dataset == "folder":
+        return classes.read(Path(listing) if listing else Path(options.data.root) / "classes.csv")
+    if dataset not in classes.VOCABULARIES:
+        raise ValueError(
+            f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split)"
+        )
+    return classes.VOCABULARIES[dataset]
+
+
+def load_clip(place: str | Path, *, image_size: int | None = None) -> Pretrained:
+    """Load a CLIP: alone, or with the model that it lies in.
+
+    Args:
+        place: model directory, Hugging Face or open_clip folder, file of OpenAI's, or hub name.
+        image_size: side of the images to come, pixels; None: as stored.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.source.find` and `pretrained.read`.
+    """
+    found = source.find(place)
+    if found.kind == "model":
+        model = pretrained.read(found.path)
+        return replace(model, clip=model.clip.resized(image_size))
+    if found.clip is None:
+        raise ValueError(
+            f"{place} is a trained run or checkpoint, no CLIP: python -m otseg_jax.convert "
+            f"{place} DEST makes a model directory of it, for --config.init_from=DEST"
+        )
+    origin = Origin(name=str(place), format=found.format)
+    return Pretrained(clip=found.clip.resized(image_size), origin=origin)
+
+
+def open_clip(options: Settings) -> Pretrained:
+    """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_clip`.
+    """
+    crop, place = options.data.crop, options.clip.source
+    if options.init_from and source.is_model(options.init_from):
+        if place != options.init_from:
+            LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
+        place = options.init_from
+    if place == "random":
+        drawn = clip.draw(options.clip.random, image_size=crop, seed=options.seed)
+        return Pretrained(clip=drawn, origin=Origin(name=place, format=place))
+    return load_clip(place, image_size=crop)
+
+
+def embed(
+    described: Spec, found: Pretrained, options: Settings
+) -> tuple[Float[np.ndarray, "k n c"], Spec]:
+    """Text embeddings of a model's classes, and its description with the identity of both.
+
+    They come from the file that the options name, from the model that the CLIP lies in where it is
+    of these classes and templates, or from the text tower.
+
+    Raises:
+        FileNotFoundError, ValueError: as `text.read_embeddings` and `Clip.embed`.
+    """
+    loaded, stored = found.clip, found if isinstance(found, Model) else None
+    made_by = stored.spec.text_fingerprint if stored else loaded.text_fingerprint
+    if options.text.embeddings:
+        embeddings = text.read_embeddings(
+            options.text.embeddings,
+            classes=len(described.classes),
+            templates=len(options.text.templates),
+            width=loaded.vision_config.embed_dim,
+        )[:, : len(described.templates)]
+        made_by = names.fingerprint({"embeddings": embeddings})
+    key = text.vocabulary_hash(described.classes, described.templates, made_by)
+    if not options.text.embeddings:
+        if stored and stored.spec.vocabulary_hash == key:
+            embeddings = stored.embeddings
+        else:
+            embeddings = loaded.embed(
+                described.classes, described.templates, cache=options.text.cache
+            )
+            made_by = loaded.text_fingerprint
+            key = text.vocabulary_hash(described.classes, described.templates, made_by)
+    return embeddings, replace(
+        described,
+        clip_fingerprint=loaded.fingerprint,
+        text_fingerprint=made_by,
+        vocabulary_hash=key,
+    )
+
+
+def assemble(
+    options: Settings,
+    vocabulary: classes.Vocabulary,
+    *,
+    mesh: Mesh | None = None,
+    transport: Transport | None = None,
+) -> Experiment:
+    """Build everything but the data.
+
+    Args:
+        mesh: None: as `options.mesh` says.
+        transport: solver of transport plans; None: as `options.model` says.
+
+    Returns:
+        The experiment, its arrays on the devices of the mesh.
+
+    Raises:
+        FileNotFoundError, ValueError: settings that do not fit together, CLIP weights or text
+            embeddings that are missing or of another shape.
+    """
+    mesh = mesh or sharding.make_mesh(data=options.mesh.data, model=options.mesh.model)
+    options.check_devices(mesh.shape["data"])
+    found = open_clip(options)
+    patch = found.clip.vision_config.patch_size
+    if options.data.crop % patch:
+        raise ValueError(
+            f"data.crop={options.data.crop} is not a multiple of the tower's patch, {patch} pixels"
+        )
+    embeddings, described = embed(spec.describe(options, vocabulary), found, options)
+    graphdef, trainable, frozen = build(options, found.clip, mesh, transport)
+    return Experiment(
+        settings=options,
+        spec=described,
+        vocabulary=vocabulary,
+        regime=regimes.resolve(
+            options.regime, num_classes=len(vocabulary), unseen=vocabulary.unseen
+        ),
+        mesh=mesh,
+        graphdef=graphdef,
+        trainable=trainable,
+        frozen=frozen,
+        text=jax.device_put(jnp.asarray(embeddings), sharding.replicated(mesh)),
+    )
+
+
+def build(
+    options: Settings, loaded: Clip, mesh: Mesh, transport: Transport | None = None
+) -> tuple[Any, Any, Any]:
+    """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen."""
+
+    def make() -> OTSeg:
+        return OTSeg(
+            loaded.vision_config,
+            options.model,
+            transport=transport,
+            dtype=jnp.dtype(options.dtype),
+            rngs=nnx.Rngs(options.seed),
+        )
+
+    graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
+    trainable, frozen = states
+    whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
+    parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
+    # only what learns is drawn: XLA drops the random tower that nobody reads
+    draw = jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1], out_shardings=whole)
+    leaves = names.under(f"{FROZEN}/", loaded.vision)
+    return graphdef, draw(), jax.device_put(names.assign(frozen, leaves), parts)

@@ -1,0 +1,110 @@
+"""What a checkpoint contains, told and checked without Orbax: arrays by name, files by checksum.
+
+Paths are `pathlib.Path`, or `epath.Path` for buckets. The list of files lies in their folder as
+`files.json`, {"item/file": [bytes, CRC-32]}, and covers its subfolders, here called items.
+"""
+
+import functools
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import jax
+
+from otseg_jax.weights import names
+
+NAME: Final = "files.json"
+
+
+def record(
+    arrays: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    *,
+    has_text: bool,
+) -> tuple[dict[str, Any], list[str]]:
+    """The JSON that describes a checkpoint, and what in it is not JSON.
+
+    Metrics become plain numbers, null where not finite: numpy's scalars and NaN are not JSON.
+
+    Example:
+        >>> import numpy as np
+        >>> metrics = {"hiou": np.float32(0.5), "loss": np.nan}
+        >>> record({}, {"classes": ("cat",)}, metrics, has_text=True)[0]["metrics"]
+        {'hiou': 0.5, 'loss': None}
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str | bool | int):
+            return value
+        return float(value) if math.isfinite(value) else None
+
+    described = {
+        "meta": dict(meta),
+        "metrics": jax.tree.map(plain, metrics),
+        "leaves": names.describe(arrays),
+        "has_text": has_text,
+    }
+    try:
+        json.dumps(described, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return described, [f"meta must be plain JSON (a ConfigDict: .to_dict()): {error}"]
+    return described, []
+
+
+def write(folder: Any) -> None:
+    """List everything in the subfolders of a folder.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     item = pathlib.Path(name, "state")
+        ...     item.mkdir()
+        ...     (item / "a").write_bytes(b"abc"), write(item.parent), damage(item.parent, "state")
+        ...     (item / "a").write_bytes(b"abd"), damage(item.parent, "state")
+        (3, None, [])
+        (3, ['state/a has other contents'])
+    """
+    files = {
+        f.relative_to(folder).as_posix(): _fingerprint(f)
+        for item in folder.iterdir()
+        if item.is_dir()
+        for f in _files(item)
+    }
+    (folder / NAME).write_text(json.dumps(files, indent=0, sort_keys=True))
+
+
+def damage(folder: Any, item: str) -> list[str]:
+    """Missing, shortened or changed files of an item; empty if it is as it was written."""
+    try:
+        files = json.loads((folder / NAME).read_text()).items()
+        expected = {n: [int(size), int(crc)] for n, (size, crc) in files if n.split("/")[0] == item}
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # any JSON, if damaged
+        return [f"{NAME} cannot be read ({type(error).__name__})"]
+    problems = [] if expected else [f"{NAME} does not mention {item}"]
+    for name, wanted in expected.items():
+        if not (folder / name).exists():
+            problems.append(f"{name} is missing")
+        elif (got := _fingerprint(folder / name)) != wanted:
+            cut = f"is {got[0]} bytes long, wanted {wanted[0]}"
+            problems.append(f"{name} {cut if got[0] != wanted[0] else 'has other contents'}")
+    return problems
+
+
+def _files(folder: Any) -> Iterator[Any]:
+    for path in folder.iterdir():  # epath has no recursive glob
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _fingerprint(file: Any) -> list[int]:
+    # CRC-32 finds accidents, which is all that is asked of it, as fast as a disk reads.
+    size = checksum = 0
+    with file.open("rb") as stream:
+        for piece in iter(functools.partial(stream.read, 1 << 24), b""):
+            size, checksum = size + len(piece), zlib.crc32(piece, checksum)
+    return [size, checksum]

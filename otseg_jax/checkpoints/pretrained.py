@@ -1,0 +1,234 @@
+"""Model directories: all that is needed to predict, in files that hold no code.
+
+    config.json         sizes and fingerprints of the CLIP, `Spec` of what was trained, origin
+    model.safetensors   leaves of CLIP ("vision/…", "text/…"), of what was trained around it
+                        ("prompts/…", "q_proj/…", "decoder/…"), "embeddings" f32[k, n, c], and
+                        "unused/…": arrays of the original program that nothing reads, kept for the
+                        way back
+    tokenizer/          of the text tower
+
+A directory may hold a CLIP alone; it serves as `--config.clip.source`. Arrays are numpy, float32.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from otseg_jax import paths, settings, text
+from otseg_jax.checkpoints.spec import Origin, Spec
+from otseg_jax.models.clip import TextConfig, VisionConfig
+from otseg_jax.models.decoder import Transport
+from otseg_jax.models.otseg import OTSeg
+from otseg_jax.weights import files, hub, names
+from otseg_jax.weights.clip import Clip
+from otseg_jax.weights.source import FORMAT
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
+VERSION = 2
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pretrained:
+    """A CLIP, and where its weights came from."""
+
+    clip: Clip
+    origin: Origin
+
+    def leaves(self) -> dict[str, np.ndarray]:
+        """Everything with a name of ours, as `model.safetensors` holds it."""
+        return self.clip.leaves()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Model(Pretrained):
+    """A trained model in memory, independent of the format it came in.
+
+    Attributes:
+        trained: leaves of `OTSeg` outside of its frozen tower.
+        embeddings: f32[k, n, c], unit length.
+        unused: arrays by their original names, which nothing here reads.
+    """
+
+    spec: Spec
+    trained: Mapping[str, np.ndarray]
+    embeddings: np.ndarray
+    unused: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def model_leaves(self) -> dict[str, np.ndarray]:
+        """Leaves of `OTSeg`."""
+        return {**names.under("vision/", self.clip.vision), **self.trained}
+
+    def leaves(self) -> dict[str, np.ndarray]:
+        """Everything with a name of ours, as `model.safetensors` holds it."""
+        return {**self.clip.leaves(), **self.trained, "embeddings": self.embeddings}
+
+    def build(self, *, transport: Transport | None = None, dtype: DTypeLike = jnp.float32) -> OTSeg:
+        """OTSeg with these weights.
+
+        Args:
+            transport: solver of transport plans; None: the one it was trained with.
+            dtype: of matrix products.
+        """
+        vision, spec = self.clip.vision_config, self.spec
+        graphdef, state = nnx.split(
+            nnx.eval_shape(
+                lambda: OTSeg(
+                    vision, spec.model, transport=transport, dtype=dtype, rngs=nnx.Rngs(0)
+                )
+            )
+        )
+        return nnx.merge(graphdef, names.assign(state, self.model_leaves()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipPart:
+    """What `config.json` says of the CLIP."""
+
+    vision: VisionConfig
+    text: TextConfig | None
+    fingerprint: str
+    text_fingerprint: str
+    logit_scale: float | None
+
+
+@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """`config.json`."""
+
+    format: str
+    version: int
+    clip: _ClipPart
+    model: Spec | None
+    origin: Origin
+
+
+_ADAPTER = pydantic.TypeAdapter(_Config)
+
+
+def write(dest: str | Path, model: Pretrained) -> None:
+    """Write a model directory, whole or not at all.
+
+    Raises:
+        ValueError: there is something of that name already.
+        FileNotFoundError, ValueError: the tokenizer cannot be had.
+    """
+    paths.check_free(dest)
+    with paths.atomic(dest) as folder:
+        folder.mkdir()
+        write_into(Path(folder), model)
+
+
+def write_into(folder: Path, model: Pretrained) -> None:
+    """Write the files of a model directory into an empty folder that the caller puts in place."""
+    clip, arrays = model.clip, model.leaves()
+    if isinstance(model, Model):
+        arrays |= names.under("unused/", model.unused)
+    # safetensors writes memory as it lies, so that a transposed view would come out wrong
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    save_file(contiguous, folder / WEIGHTS, metadata={"format": FORMAT})
+    if clip.tokenizer is not None:
+        text.save_tokenizer(clip.tokenizer, folder / TOKENIZER)
+    config = _Config(
+        format=FORMAT,
+        version=VERSION,
+        clip=_ClipPart(
+            vision=clip.vision_config,
+            text=clip.text_config,
+            fingerprint=clip.fingerprint,
+            text_fingerprint=clip.text_fingerprint,
+            logit_scale=clip.logit_scale,
+        ),
+        model=model.spec if isinstance(model, Model) else None,
+        origin=model.origin,
+    )
+    plain = _ADAPTER.dump_python(config, mode="json")
+    (folder / CONFIG).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def read(source: str | Path) -> Pretrained:
+    """Read a model directory: a `Model`, or a CLIP alone.
+
+    Args:
+        source: the folder, or a hub name "owner/name".
+
+    Raises:
+        FileNotFoundError: no such folder or name, or one without the files.
+        ValueError: another kind of folder, or a damaged one; all problems of `config.json` at once.
+    """
+    folder = hub.find(source, PATTERNS)
+    config = _read_config(folder)
+    arrays = files.read(folder / WEIGHTS).arrays
+    files.check_finite(arrays, folder / WEIGHTS)
+    clip = Clip(
+        name=config.origin.name,
+        vision_config=config.clip.vision,
+        vision=names.below("vision/", arrays),
+        text_config=config.clip.text,
+        text=names.below("text/", arrays),
+        fingerprint=config.clip.fingerprint,
+        text_fingerprint=config.clip.text_fingerprint,
+        tokenizer=folder / TOKENIZER if (folder / TOKENIZER).is_dir() else None,
+        logit_scale=config.clip.logit_scale,
+    )
+    spec = config.model
+    if spec is None:
+        return Pretrained(clip=clip, origin=config.origin)
+    embeddings = arrays.pop("embeddings", None)
+    wanted = (len(spec.classes), len(spec.templates), clip.vision_config.embed_dim)
+    if embeddings is None or embeddings.shape != wanted:
+        got = "absent" if embeddings is None else list(embeddings.shape)
+        raise ValueError(f"{folder / WEIGHTS}: embeddings are {got}, wanted {list(wanted)}")
+    rest = ("vision/", "text/", "unused/")
+    return Model(
+        clip=clip,
+        origin=config.origin,
+        spec=spec,
+        trained={name: leaf for name, leaf in arrays.items() if not name.startswith(rest)},
+        embeddings=embeddings,
+        unused=names.below("unused/", arrays),
+    )
+
+
+def need_model(found: Pretrained, hint: str) -> Model:
+    """The trained model that was read.
+
+    Raises:
+        ValueError: it is a CLIP alone; with what to do instead.
+    """
+    if not isinstance(found, Model):
+        raise ValueError(f"the model from {found.origin.name} is a CLIP alone{hint}")
+    return found
+
+
+def _read_config(folder: Path) -> _Config:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there: {folder} is no model directory") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not that of a model directory: make one with "
+            f"python -m otseg_jax.convert {folder} DEST"
+        )
+    if config.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: version is {config.get('version')!r}, this program reads {VERSION}: convert "
+            "the original weights again"
+        )
+    try:
+        return _ADAPTER.validate_python(config)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(settings.problems_of(error))}") from None

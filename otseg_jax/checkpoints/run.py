@@ -1,0 +1,297 @@
+"""Checkpoints: what a run needs to go on, and what a stranger needs to use its model.
+
+One folder per step under the directory of a run, written in the background by Orbax and put in
+place by one rename, so that a folder named by a number is complete. It holds
+
+- `state`: the arrays of the training state, each under its plain name ("trainable/q_proj/kernel");
+- `meta`: JSON with the description of the model (configuration, class names, templates, …), the
+  metrics of the evaluation, and name, dtype and shape of every array;
+- `text`: the text embeddings, where they were given;
+- `files.json`: the manifest, as Orbax itself restores flipped bits without a word.
+
+Arrays keep shape and dtype; their sharding is chosen anew by whoever restores.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Float32
+
+from otseg_jax import paths
+from otseg_jax.checkpoints import manifest
+from otseg_jax.weights import names
+
+LOGGER = logging.getLogger(__name__)
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest, the best, and the named milestones are kept.
+
+    All processes of a distributed run call every method together, in the same order. Reading never
+    writes: no folder is created before the first `save`, and none is cleaned up.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> state = {"prompts": jnp.arange(3.0)}
+        >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
+        ...     checkpoints.save(10, state, {"classes": ["cat"]}, metrics={"hiou": 41.4})
+        ...     checkpoints.best_step(), checkpoints.restore(10, state)["prompts"].tolist()
+        (10, [0.0, 1.0, 2.0])
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        milestones: Collection[int] = (),
+        metric: str = "hiou",
+    ) -> None:
+        """Open the checkpoints of a run, or get ready to write the first.
+
+        Args:
+            directory: a folder, or a bucket ("gs://…"); need not exist.
+            milestones: steps never deleted, such as the one that a transductive run starts from.
+            metric: key of `save(metrics=...)` that decides which is best; higher is better.
+
+        Raises:
+            ValueError: the directory is a file.
+        """
+        self.directory = os.fspath(paths.resolve(directory))
+        self._milestones, self._metric, self._saving = frozenset(milestones), metric, -1
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                # Orbax would stop at the first step with unreadable metrics: they are read below.
+                lightweight_initialize=True,
+                preservation_policy=_Keep(self._kept),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            ),
+        )
+        if self._manager.directory.exists() and not self._manager.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file; wanted a folder of checkpoints")
+        self._scores: dict[int, float | None] = {}
+        self._unreadable: set[int] = set()
+        for step in self._manager.all_steps():
+            self._read_score(step)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for a running save, then release Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def wait(self) -> None:
+        """Wait until a running save is complete on disk.
+
+        Raises:
+            OSError: the save failed; older checkpoints are untouched.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # any type: it comes from Orbax's threads
+            self._manager.reload()  # its list already lacks the steps that were to be deleted
+            raise OSError(
+                f"saving step {self._saving} to {self.directory} failed ({_first_line(error)}); "
+                f"kept: {_listing(self._manager.all_steps())}. Check free space and permissions"
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending; this and the next two wait for a save."""
+        self.wait()
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The newest step, or None where there is no checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step with the highest metric (the newest of equals), or None where none has it."""
+        return self._best(self.steps())
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        meta: Mapping[str, Any],
+        *,
+        text: Float32[np.ndarray, "k n c"] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save a checkpoint in the background; returns once the arrays are copied off the device.
+
+        When it is complete, older ones are deleted unless best, milestone or unreadable.
+
+        Args:
+            step: finished optimiser steps, above every step that is already there.
+            state: pytree of arrays under names; a caller may reuse its buffers at once.
+            meta: JSON object; tuples come back as lists.
+            metrics: of an evaluation at this step; null is stored for what is not finite.
+
+        Raises:
+            ValueError: a step that is not new, a state that is not made of arrays, or a `meta` that
+                is not JSON (all problems in one message). Nothing is written.
+            OSError: the save before this one failed.
+        """
+        problems: list[str] = []
+        try:
+            leaves = names.flatten(state)
+        except ValueError as error:
+            leaves, problems = {}, [str(error)]
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            problems.append(
+                f"step {latest} is there already: resume from it, choose another --workdir, or "
+                f"move {self.directory}/{latest} away"
+            )
+        record, strange = manifest.record(leaves, meta, metrics, has_text=text is not None)
+        problems += strange
+        if problems:
+            raise ValueError(
+                f"cannot save step {step} to {self.directory}: {names.joined(problems)}"
+            )
+
+        items = {
+            "state": ocp.args.PyTreeSave(names.nest(leaves)),
+            "meta": ocp.args.JsonSave(record),
+        }
+        if text is not None:
+            items["text"] = ocp.args.PyTreeSave({"embeddings": text})
+        self._scores[step], self._saving = self._score(record), step
+        self._manager.directory.mkdir(parents=True, exist_ok=True)
+        # force: when to save is the caller's decision, not that of Orbax's interval.
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, step: int, abstract_state: PyTree) -> PyTree:
+        """Restore the state of a step into the shapes and shardings of `abstract_state`.
+
+        Args:
+            abstract_state: pytree of `jax.ShapeDtypeStruct` (with the sharding wanted; the first
+                local device without one) or of arrays. It may leave out whole entries of the top
+                level, such as the optimiser state. Else every name, shape and dtype must agree.
+
+        Raises:
+            ValueError: no such step, another model's checkpoint (all differences in one message),
+                or a damaged one. Nothing on disk is changed.
+        """
+        targets = names.flatten(abstract_state)
+        problems = names.differences(self._record(step)["leaves"], names.describe(targets))
+        if problems:
+            raise ValueError(
+                f"{self.directory}/{step} does not fit this model: {names.joined(problems)}. "
+                "Use the configuration that it was trained with (read_meta returns it)"
+            )
+        leaves = names.flatten(self._read(step, "state", _restore_args(targets)))
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[k] for k in targets])
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """Read the description that was saved with a step.
+
+        Raises:
+            ValueError: no such step, or a damaged one.
+        """
+        return self._record(step)["meta"]
+
+    def read_text(self, step: int) -> Float32[np.ndarray, "k n c"]:
+        """Read the text embeddings that were saved with a step.
+
+        Raises:
+            ValueError: no such step, one without text embeddings, or a damaged one.
+        """
+        if not self._record(step)["has_text"]:
+            raise ValueError(f"{self.directory}/{step} was saved without text embeddings")
+        as_numpy = {"embeddings": ocp.RestoreArgs(restore_type=np.ndarray)}
+        return self._read(step, "text", ocp.args.PyTreeRestore(restore_args=as_numpy))["embeddings"]
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        present = self.steps()
+        if step not in present:
+            raise ValueError(
+                f"no checkpoint of step {step} in {self.directory} (there: {_listing(present)}). "
+                "Choose one of these, or check --workdir"
+            )
+        cause = None
+        problems = manifest.damage(self._manager.directory / str(step), item)
+        if not problems:
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+            except Exception as error:  # tensorstore has no type for damage
+                problems, cause = [_first_line(error)], error
+        others = _listing({*present} - {step})
+        raise ValueError(
+            f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "
+            f"copy in its place, or use another step (there: {others}); nothing was changed"
+        ) from cause
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return self._read(step, "meta", ocp.args.JsonRestore())
+
+    def _read_score(self, step: int) -> None:
+        try:
+            self._scores[step] = self._score(self._record(step))
+        except ValueError as error:
+            self._unreadable.add(step)
+            LOGGER.warning("%s; it is kept, and cannot be the best", error)
+
+    def _score(self, record: Mapping[str, Any]) -> float | None:
+        return (record["metrics"] or {}).get(self._metric)
+
+    def _best(self, steps: Iterable[int]) -> int | None:
+        scored = [(s, step) for step in steps if (s := self._scores.get(step)) is not None]
+        return max(scored)[1] if scored else None
+
+    def _kept(self, steps: Collection[int]) -> set[int | None]:
+        # Unreadable ones are kept too: damage is for a person to look at, not a reason to delete.
+        return {max(steps), self._best(steps), *self._milestones, *self._unreadable}
+
+    def _write_manifest(self) -> None:
+        # Orbax calls this on the first process when all is written, just before the rename.
+        name = str(self._saving)
+        for folder in self._manager.directory.iterdir():
+            if folder.name == name or folder.name.startswith(f"{name}.orbax-checkpoint-tmp"):
+                manifest.write(folder)
+
+
+class _Keep:
+    """Orbax preservation policy; its own "best n" deletes the newest, from which a run resumes."""
+
+    def __init__(self, kept: Callable[[Collection[int]], set[int | None]]) -> None:
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _restore_args(targets: Mapping[str, Any]) -> ocp.args.CheckpointArgs:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+        for name, x in targets.items()
+    }
+    tree = names.nest(shapes)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+    return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+
+
+def _first_line(error: Exception) -> str:
+    # Orbax and tensorstore put pages of context behind it.
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def _listing(steps: Iterable[int]) -> str:
+    return ", ".join(f"step {s}" for s in sorted(steps)) or "none"

@@ -1,0 +1,237 @@
+"""The description of a trained model: all that must be known to run its weights as trained.
+
+Runs (in every checkpoint) and model directories (in `config.json`) store the same `Spec`, written
+and read here as JSON, and compared here.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pydantic
+
+from otseg_jax import settings
+from otseg_jax.data import regimes
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.models.otseg import OTSegConfig
+from otseg_jax.models.outputs import Outputs
+from otseg_jax.settings import Settings
+
+LOGGER = logging.getLogger(__name__)
+
+# Settings that do not change what is learned: a run may be resumed with other values. Of the files
+# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
+FREE = (
+    "mesh.",
+    "eval.",
+    "clip.source",
+    "text.embeddings",
+    "text.cache",
+    "init_",
+    "model.remat",
+    "data.root",
+    "data.threads",
+    "data.buffer",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_images",
+    "train.checkpoint_every",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where weights came from; `sha256` of the files, "" where they are ours."""
+
+    name: str
+    format: str
+    sha256: str = ""
+
+
+@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A trained model, apart from its weights.
+
+    Attributes:
+        dataset: name of the data set it was trained on.
+        classes: names, in the order of the ids.
+        unseen: ids that had no labelled pixel.
+        templates: one prompt per class each.
+        outputs: mixtures of logit maps; `outputs.main` is the method.
+        mean: of the photos, per channel, 0..255.
+        std: likewise.
+        scale: (long, short) side that a photo is fitted into, pixels.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        seen_offset: subtracted from the scores of classes that were trained with labels.
+        clip_source: what the CLIP was called.
+        clip_fingerprint: of both towers.
+        text_fingerprint: of what made the text embeddings: the text tower, or they themselves.
+        vocabulary_hash: of class names, templates and text fingerprint.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    unseen: tuple[int, ...]
+    palette: tuple[tuple[int, int, int], ...] = field(repr=False)
+    templates: tuple[str, ...]
+    regime: str
+    model: OTSegConfig
+    outputs: Outputs
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: tuple[float, float]
+    window: int
+    stride: int
+    seen_offset: float
+    clip_source: str
+    clip_fingerprint: str = ""
+    text_fingerprint: str = ""
+    vocabulary_hash: str = ""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Classes, unseen ones and colours."""
+        return Vocabulary(self.classes, self.unseen, self.palette)
+
+
+def describe(options: Settings, vocabulary: Vocabulary) -> Spec:
+    """What settings say of the model that they train; fingerprints come from its CLIP and text."""
+    regime = regimes.resolve(options.regime, num_classes=len(vocabulary), unseen=vocabulary.unseen)
+    offset = options.eval.seen_offset
+    return Spec(
+        dataset=options.data.dataset,
+        classes=vocabulary.names,
+        unseen=vocabulary.unseen,
+        palette=vocabulary.palette,
+        templates=options.templates,
+        regime=options.regime,
+        model=options.model,
+        outputs=options.model.outputs(mps_weight=options.eval.mps_weight),
+        mean=options.data.mean,
+        std=options.data.std,
+        scale=options.eval.scale,
+        window=options.data.crop,
+        stride=options.eval.stride,
+        seen_offset=regime.seen_offset if offset is None else offset,
+        clip_source=options.clip.source,
+    )
+
+
+def adopt(options: Settings, spec: Spec) -> Settings:
+    """Settings of an evaluation with what decides how trained weights are to be run.
+
+    Every change is announced.
+    """
+    data = replace(options.data, crop=spec.window, mean=spec.mean, std=spec.std)
+    adopted = replace(options, regime=spec.regime, model=spec.model, data=data)
+    asked = settings.leaves(options)
+    for name, value in settings.leaves(adopted).items():
+        if value != asked[name]:
+            LOGGER.info("%s=%r, as the weights were trained with", name, value)
+    return adopted
+
+
+_ADAPTER = pydantic.TypeAdapter(Spec)
+
+
+def to_json(spec: Spec) -> dict[str, Any]:
+    """The description as plain JSON."""
+    return _ADAPTER.dump_python(spec, mode="json")
+
+
+def from_json(data: Any, where: str) -> Spec:
+    """A description that `to_json` wrote.
+
+    Raises:
+        ValueError: every field that is missing, unknown or of another type.
+    """
+    try:
+        return _ADAPTER.validate_python(data)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: {'; '.join(settings.problems_of(error))}") from None
+
+
+class Record(NamedTuple):
+    """What a checkpoint says of its run: the model's description, and the run's settings."""
+
+    spec: Spec
+    settings: Settings
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON."""
+        return {"spec": to_json(self.spec), "settings": asdict(self.settings)}
+
+
+def read_record(meta: Mapping[str, Any], where: str) -> Record:
+    """A record that `Record.to_json` wrote.
+
+    Raises:
+        ValueError: the record of an earlier version, or a damaged one.
+    """
+    if "spec" not in meta or "settings" not in meta:
+        raise ValueError(
+            f"{where} was written by an earlier otseg_jax, whose runs were described otherwise: "
+            "use that version for it, or train again in another --workdir"
+        )
+    return Record(from_json(meta["spec"], where), settings.check(meta["settings"]))
+
+
+def differences(saved: Spec, here: Spec) -> list[str]:
+    """What keeps weights of one description from being used under another.
+
+    On another data set the class names are others, and their embeddings no concern here.
+    """
+    problems = []
+    if saved.clip_fingerprint != here.clip_fingerprint:
+        problems.append(
+            f"its CLIP weights are not those of --config.clip.source={here.clip_source} (it was "
+            f"trained with {saved.clip_source})"
+        )
+    # folders of one's own have one name and may be different data sets
+    same_data = saved.classes == here.classes or saved.dataset == here.dataset != "folder"
+    if same_data and saved.unseen != here.unseen:
+        problems.append(f"its unseen classes were {list(saved.unseen)} and are {list(here.unseen)}")
+    if same_data and saved.vocabulary_hash != here.vocabulary_hash:
+        problems.append(
+            "its text embeddings are not these: the vocabulary hash is "
+            f"{saved.vocabulary_hash[:12]} there and {here.vocabulary_hash[:12]} here; check "
+            "the class list, --config.text.templates, --config.text.embeddings and "
+            "--config.clip.source"
+        )
+    return problems
+
+
+def check_same_model(saved: Spec, here: Spec, *, where: str) -> None:
+    """Refuse weights that were trained with another CLIP or other text embeddings.
+
+    Raises:
+        ValueError: every difference.
+    """
+    if problems := differences(saved, here):
+        raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
+
+
+def check_same_run(saved: Record, here: Record, *, where: str) -> None:
+    """Refuse to go on with a run that other settings began.
+
+    Raises:
+        ValueError: every field that differs, except those of `FREE`.
+    """
+    theirs, ours = settings.leaves(saved.settings), settings.leaves(here.settings)
+    problems = [
+        f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
+    ]
+    if saved.spec.classes != here.spec.classes:
+        problems.append(
+            f"the classes were {list(saved.spec.classes)} and are {list(here.spec.classes)}"
+        )
+    if problems := problems or differences(saved.spec, here.spec):
+        raise ValueError(
+            f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
+            "flags to resume it, or choose another --workdir"
+        )

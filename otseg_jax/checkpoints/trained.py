@@ -1,0 +1,86 @@
+"""Trained weights by name, wherever they are: a step of a run, or a model directory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.checkpoints.spec import Record, Spec
+from otseg_jax.weights import names, source
+
+CHECKPOINTS = "checkpoints"  # folder of a run
+
+
+class Trained(NamedTuple):
+    """Weights that were found, and how to get them.
+
+    Attributes:
+        where: what was found, for messages.
+        restore: abstract or drawn trainable state → that state with these weights.
+    """
+
+    spec: Spec
+    where: str
+    restore: Callable[[Any], Any]
+
+
+def find(place: str | Path, wanted: str = "latest") -> Trained:
+    """Find trained weights.
+
+    Args:
+        place: workdir of a run, or model directory (which holds one step, whatever is wanted).
+        wanted: "latest", "best", "half" (of the schedule), or a step.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run or step, a CLIP alone, or what is damaged.
+    """
+    if source.is_model(place):
+        found = pretrained.read(place)
+        model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
+        return Trained(model.spec, str(place), lambda state: _assigned(state, model, str(place)))
+    folder = Path(place) / CHECKPOINTS
+    with Checkpoints(folder) as checkpoints:
+        step, record = choose(checkpoints, wanted, place)
+
+    def restore(state: Any) -> Any:
+        with Checkpoints(folder) as checkpoints:
+            return checkpoints.restore(step, {"trainable": state})["trainable"]
+
+    return Trained(record.spec, f"{place}, step {step}", restore)
+
+
+def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[int, Record]:
+    """The step of a run that is wanted, as of `find`, and its record.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such step.
+    """
+    if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
+        raise ValueError(
+            f"eval.checkpoint={wanted!r}: choose latest, best or a step of {checkpoints.steps()}"
+        )
+    step = checkpoints.best_step() if wanted == "best" else checkpoints.latest_step()
+    if step is None:
+        raise FileNotFoundError(
+            f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "
+            "finished run or a model directory with --config.init_from"
+        )
+    if wanted.isdecimal():
+        step = int(wanted)
+    record = _read(checkpoints, step, place)
+    if wanted == "half":
+        step = record.settings.train.steps // 2
+        record = _read(checkpoints, step, place)
+    return step, record
+
+
+def _read(checkpoints: Checkpoints, step: int, place: str | Path) -> Record:
+    return spec.read_record(checkpoints.read_meta(step), f"{place}, step {step}")
+
+
+def _assigned(state: Any, model: pretrained.Model, where: str) -> Any:
+    try:
+        return names.assign(state, model.trained)
+    except ValueError as error:
+        raise ValueError(f"{where} is not of this configuration's model: {error}") from error

@@ -1,0 +1,108 @@
+r"""Convert weights: any published checkpoint in, a model directory or another program's format out.
+
+    python -m otseg_jax.convert openai/clip-vit-base-patch16 clip_b16
+    python -m otseg_jax.convert ViT-B-16.pt clip_b16 --tokenizer=openai/clip-vit-base-patch16
+    python -m otseg_jax.convert voc12.pth voc12 --config=configs/voc12.py:inductive --verify
+    python -m otseg_jax.convert zegclip.pth zegclip --config=configs/voc12.py \
+        --config.model.decoder=cross_attention
+    python -m otseg_jax.convert runs/voc12 voc12                    # a workdir of otseg_jax.main
+    python -m otseg_jax.convert voc12 voc12.pth --format=mmseg      # for the original program
+    python -m otseg_jax.convert voc12 voc12_clip --format=hf        # its CLIP, for transformers
+    python -m otseg_jax.convert voc12 voc12_hlo --format=stablehlo  # jax.export, classes an input
+
+SOURCE is a file, a folder or a hub name; what it is shows in its content. DEST must not be there.
+A checkpoint of the original programs does not tell its classes, templates, normalisation, windows
+and regime: --config names the configuration of its data set. `configs/common.py` lists the fields.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from otseg_jax import build, cli
+from otseg_jax.convert import WRITERS, Hints, convert
+
+# a set of its own: `main` has flags of the same names
+FLAGS = flags.FlagValues()
+flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
+flags.DEFINE_enum("format", "model", list(WRITERS), "What to write", flag_values=FLAGS)
+flags.DEFINE_bool(
+    "verify",
+    False,
+    "Print a parity report and write DEST.parity.md and .json: every tensor after the round trip "
+    "and, where torch is installed, every layer against it",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "tokenizer", "", "Tokenizer to put inside: folder or hub name", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "classes", "", "CSV file name,split, where the configuration has none", flag_values=FLAGS
+)
+flags.DEFINE_string("clip", "", "CLIP of a workdir, where it lies elsewhere now", flag_values=FLAGS)
+flags.DEFINE_string(
+    "checkpoint", "latest", "Of a workdir: latest, best or a step", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "image_size", 0, "Resize a CLIP's positions to this side, pixels", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "vision_heads", 0, "Attention heads; 0: one per 64 channels", flag_values=FLAGS
+)
+flags.DEFINE_integer("text_heads", 0, "Attention heads; 0: one per 64 channels", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "activation",
+    "",
+    ["", "quick_gelu", "gelu"],
+    'Where the file does not tell; "": quick_gelu',
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "upload", "", "Hub name to publish the model directory under", flag_values=FLAGS
+)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file: configs/voc12.py", flag_values=FLAGS
+)
+
+
+def hints_of_flags() -> Hints:
+    """What the command line adds to a source."""
+    return Hints(
+        settings=None if CONFIG.value is None else build.settings_of(CONFIG.value),
+        tokenizer=FLAGS.tokenizer,
+        classes=FLAGS.classes,
+        clip=FLAGS.clip,
+        checkpoint=FLAGS.checkpoint,
+        image_size=FLAGS.image_size,
+        vision_heads=FLAGS.vision_heads,
+        text_heads=FLAGS.text_heads,
+        activation=FLAGS.activation,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what the command line says."""
+    rest = cli.parse(argv, FLAGS, config=CONFIG, usage=__doc__)
+    if len(rest) != 2:
+        print(__doc__, FLAGS.get_help(), sep="\n")
+        sys.exit("error: wanted SOURCE DEST")
+    cli.quiet_libraries()
+    source, dest = rest
+    cli.run(
+        lambda: print(
+            convert(
+                source,
+                dest,
+                hints=hints_of_flags(),
+                format=FLAGS.format,
+                check=FLAGS.verify,
+                upload=FLAGS.upload,
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv)

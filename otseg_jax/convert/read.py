@@ -1,0 +1,105 @@
+"""From any source to a loaded model: checkpoints of the original programs, CLIPs, our own runs."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from otseg_jax import build
+from otseg_jax.checkpoints import pretrained, trained
+from otseg_jax.checkpoints.manifest import NAME as LISTING
+from otseg_jax.checkpoints.pretrained import Model, Pretrained
+from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.checkpoints.spec import Origin
+from otseg_jax.convert import published
+from otseg_jax.convert.hints import Hints
+from otseg_jax.models.otseg import TRAINABLE, OTSeg
+from otseg_jax.weights import files, names, source
+from otseg_jax.weights.rules import Rule
+
+
+class Loaded(NamedTuple):
+    """A model, and the arrays that it was made from.
+
+    Attributes:
+        format: whose naming the source follows.
+        arrays: the source's arrays by its own names; empty where it is ours.
+        rules: the table between the two.
+    """
+
+    model: Pretrained
+    format: str
+    arrays: Mapping[str, np.ndarray]
+    rules: tuple[Rule, ...]
+
+
+def load(
+    place: str | Path,
+    *,
+    hints: Hints = Hints(),  # noqa: B008 (a named tuple is immutable)
+) -> Loaded:
+    """Read a source of any format: file, folder or hub name.
+
+    Raises:
+        FileNotFoundError, ValueError: one message for whoever started it.
+    """
+    found = source.find(
+        place,
+        vision_heads=hints.vision_heads,
+        text_heads=hints.text_heads,
+        activation=hints.activation,
+    )
+    if found.kind == "model":
+        return Loaded(pretrained.read(found.path), found.format, {}, ())
+    if found.kind == "run":
+        return Loaded(_run(found.path, hints), found.format, {}, ())
+    assert found.stored is not None
+    digest = files.sha256(found.stored.paths)
+    origin = Origin(name=str(place), format=found.format, sha256=digest)
+    model: Pretrained
+    if found.clip is not None:
+        clip = found.clip.resized(hints.image_size or None)
+        clip = replace(clip, tokenizer=hints.tokenizer or clip.tokenizer)
+        model, rules = Pretrained(clip=clip, origin=origin), found.rules
+    else:
+        model, rules = published.load(found.stored, origin, hints)
+    return Loaded(model, found.format, found.stored.arrays, rules)
+
+
+def _run(path: Path, hints: Hints) -> Model:
+    """The trained weights of a run's step, and the CLIP around them."""
+    with Checkpoints(path / trained.CHECKPOINTS) as checkpoints:
+        step, record = trained.choose(checkpoints, hints.checkpoint, path)
+        options = replace(record.settings, init_from="")
+        if hints.clip:
+            options = replace(options, clip=replace(options.clip, source=hints.clip))
+        clip = build.open_clip(options).clip
+        if clip.fingerprint != record.spec.clip_fingerprint:
+            raise ValueError(
+                f"{path} was trained with another CLIP than the one now at "
+                f"{options.clip.source}: give it with --clip=SOURCE"
+            )
+        abstract = nnx.eval_shape(
+            lambda: OTSeg(clip.vision_config, record.spec.model, rngs=nnx.Rngs(0))
+        )
+        state = {"trainable": nnx.state(abstract, TRAINABLE)}
+        weights = checkpoints.restore(step, state)["trainable"]
+        embeddings = checkpoints.read_text(step)
+        listing = (Path(checkpoints.directory) / str(step) / LISTING).read_bytes()
+    if options.text.embeddings:  # other words than the tower's: it would embed new ones apart
+        clip = replace(clip, text_config=None, text={})
+    return Model(
+        clip=replace(clip, tokenizer=hints.tokenizer or clip.tokenizer),
+        origin=Origin(
+            name=f"{path}, step {step}",
+            format="otseg_jax run",
+            sha256=hashlib.sha256(listing).hexdigest(),  # of the list of checksums
+        ),
+        spec=record.spec,
+        trained={name: np.asarray(leaf) for name, leaf in names.flatten(weights).items()},
+        embeddings=embeddings,
+    )

@@ -1,0 +1,1 @@
+"""Evaluation: windows, stitched scores, metrics, figures, the report."""

@@ -1,0 +1,298 @@
+"""Pictures of labels and of training: colour maps, overlays, panels and curves, written as PNG.
+
+Images are RGB in 0..255, labels hold class ids or `IGNORE`, a palette is `Vocabulary.palette`.
+Ignored pixels are white in a colour map and keep the photo in an overlay. Every function that
+writes makes missing folders.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from otseg_jax.data.classes import IGNORE, Vocabulary
+from otseg_jax.data.decode import IGNORE_8_BIT, IGNORE_16_BIT
+
+LOGGER = logging.getLogger(__name__)
+
+Image3 = UInt8[np.ndarray, "h w 3"]
+LabelMap = Integer[np.ndarray, "h w"]
+Palette = Sequence[tuple[int, int, int]]
+# photo, truth, prediction; sizes are left open: `panel` says which row has arrays of several sizes
+Row = tuple[UInt8[np.ndarray, "_ _ 3"], Integer[np.ndarray, "_ _"], Integer[np.ndarray, "_ _"]]
+
+Series = dict[str, dict[int, float]]  # the scalars of a log: name → {step: value}
+
+IGNORE_COLOUR = (255, 255, 255)
+MOST_NAMES = 40  # in a legend
+
+_COLUMNS = 4  # of a legend
+_ALPHA, _FAINT_ALPHA, _PALE = 0.8, 0.22, 0.5
+_INK = "#2b2d33"
+_FAINT = "#b9bdc6"
+_LINES = ("#3563b8", "#d9622b", "#2f9163", "#8a4fae", "#b8911f", "#5a6270", "#c2417c", "#3aa6b0")
+
+
+def colorize(label: LabelMap, palette: Palette) -> Image3:
+    """Give every pixel the colour of its class.
+
+    Raises:
+        ValueError: the label holds ids without a colour, which are listed.
+
+    Example:
+        >>> colorize(np.array([[1, -1]]), [(0, 0, 0), (9, 8, 7)]).tolist()
+        [[[9, 8, 7], [255, 255, 255]]]
+    """
+    _check_label(label, palette)
+    # White stands last, where the index -1 finds it: `IGNORE` needs no case of its own.
+    return np.array([*palette, IGNORE_COLOUR], np.uint8)[label]
+
+
+def overlay(image: Image3, label: LabelMap, palette: Palette, *, alpha: float = 0.6) -> Image3:
+    """Lay the colours of the classes over the photo.
+
+    (1 - alpha)·image + alpha·colour, rounded
+
+    Args:
+        alpha: weight of the colour in [0, 1].
+
+    Raises:
+        ValueError: alpha or the label is out of range.
+
+    Example:
+        >>> photo = np.full((1, 2, 3), 100, np.uint8)
+        >>> overlay(photo, np.array([[0, -1]]), [(200, 0, 100)], alpha=0.5).tolist()
+        [[[150, 50, 100], [100, 100, 100]]]
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha={alpha}: wanted a weight in [0, 1]")
+    weight = np.where(label == IGNORE, 0.0, alpha)[..., None]
+    return _blend(image, colorize(label, palette), weight)
+
+
+def label_png(path: str | Path, label: LabelMap, palette: Palette) -> None:
+    """Write a label map as a PNG that holds the ids: indexed where they fit, else 16-bit grey.
+
+    An indexed PNG shows the colours, and holds up to 256 classes, or 255 and the value 255, white,
+    for `IGNORE`. In 16-bit grey, `IGNORE` is 65535.
+
+    Raises:
+        ValueError: the label holds ids without a colour, which are listed.
+    """
+    _check_label(label, palette)
+    ignored = label == IGNORE
+    indexed = len(palette) + ignored.any() <= 256
+    ids = np.where(ignored, IGNORE_8_BIT if indexed else IGNORE_16_BIT, label.astype(np.int32))
+    picture = Image.fromarray(ids.astype(np.uint8 if indexed else np.uint16))
+    if indexed:
+        colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
+        colours[: len(palette)] = palette
+        picture.putpalette(colours.tobytes())
+    picture.save(_make_folder(path), format="PNG", optimize=True)
+
+
+def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None:
+    """Write photos beside their truth and their prediction, with a legend of the classes shown.
+
+    The legend names the `MOST_NAMES` classes of the largest area, unseen ones last, in italics and
+    starred. Where the truth is ignored, truth shows the photo paled and the prediction is faint,
+    because it is not scored there.
+
+    Args:
+        path: PNG file to write.
+        rows: (photo, truth, prediction); sizes may differ from row to row.
+        vocabulary: names, colours and unseen ids of the classes.
+
+    Raises:
+        ValueError: no rows, or a row whose arrays differ in size or hold other ids; all in one.
+    """
+    _check_rows(rows, vocabulary)
+    classes = _shown(rows)
+    width, head = 8.2, 0.36  # inches
+    heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
+    marked = not set(classes[:MOST_NAMES]).isdisjoint(vocabulary.unseen)
+    # one entry more than names, if there is one that counts the rest
+    entries = min(len(classes), MOST_NAMES + 1)
+    foot = 0.19 * (math.ceil(entries / _COLUMNS) + marked) + 0.22
+    height = head + sum(heights) * width / 3 + foot
+    figure = Figure(figsize=(width, height), facecolor="white")
+    spacing = {"left": 0.012, "right": 0.988, "wspace": 0.03, "hspace": 0.03}
+    spacing |= {"bottom": foot / height, "top": 1 - head / height}
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights, gridspec_kw=spacing)
+    for axes, title in zip(grid[0], ("photo", "truth", "prediction"), strict=True):
+        axes.set_title(title, fontsize=11)
+    for line, row in zip(grid, rows, strict=True):
+        for axes, tile in zip(line, _tiles(*row, vocabulary.palette), strict=True):
+            axes.imshow(tile, aspect="auto")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color=_FAINT, linewidth=0.6)
+    _draw_legend(figure, classes, vocabulary, foot / height)
+    figure.savefig(_make_folder(path), dpi=150)
+
+
+def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
+    """Write the curves of a run: losses, learning rate, mIoU of the seen and unseen halves.
+
+    Names that end in `loss`, `focal` or `dice` are losses, in `learning_rate` learning rates, in
+    `miou_seen`, `miou_unseen` or `hiou` percentages; other names and nulls are left out. An
+    interrupted run may leave a line cut short, which is skipped, and repeat steps when it resumes:
+    the later value holds.
+
+    Args:
+        path: PNG file to write.
+        metrics_jsonl: the log of a run: on each line a JSON object with a "step" and scalars.
+
+    Raises:
+        FileNotFoundError: there is no such log.
+        ValueError: the log holds nothing to draw.
+    """
+    series = _read_series(Path(metrics_jsonl))
+    groups = [
+        ("loss", "", _select(series, ("loss", "focal", "dice"))),
+        ("learning rate", "", _select(series, ("learning_rate",))),
+        ("mIoU", "%", _select(series, ("miou_seen", "miou_unseen", "hiou"))),
+    ]
+    drawn = [group for group in groups if group[2]]
+    if not drawn:
+        raise ValueError(
+            f"{metrics_jsonl}: none of its names {sorted(series)} can be drawn; wanted one that "
+            "ends in loss, focal, dice, learning_rate, miou_seen, miou_unseen or hiou"
+        )
+    figure = Figure(figsize=(5.0 * len(drawn), 3.6), layout="constrained", facecolor="white")
+    grid = figure.subplots(1, len(drawn), squeeze=False)
+    for ax, (title, unit, lines) in zip(grid[0], drawn, strict=True):
+        ax.set_title(title, fontsize=11)
+        ax.set(xlabel="step", ylabel=unit)
+        _draw_lines(ax, lines)
+        if unit == "%":
+            ax.set_ylim(0.0, 100.0)
+    figure.savefig(_make_folder(path), dpi=150)
+
+
+def _make_folder(path: str | Path) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def _unknown(label: np.ndarray, classes: int) -> list[int]:
+    values = np.unique(label)
+    return values[(values != IGNORE) & ((values < 0) | (values >= classes))].tolist()
+
+
+def _check_label(label: np.ndarray, palette: Palette) -> None:
+    if unknown := _unknown(label, len(palette)):
+        wanted = f"wanted 0..{len(palette) - 1}, which have colours, or {IGNORE} = ignored"
+        raise ValueError(f"the label holds ids {unknown[:8]}; {wanted}")
+
+
+def _blend(image: np.ndarray, colour: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
+    mixed = image.astype(np.float32) * (1.0 - weight) + colour.astype(np.float32) * weight
+    return (mixed + 0.5).astype(np.uint8)
+
+
+def _check_rows(rows: Sequence[Row], vocabulary: Vocabulary) -> None:
+    problems = [] if rows else ["no rows"]
+    for number, (image, truth, prediction) in enumerate(rows):
+        for name, label in (("truth", truth), ("prediction", prediction)):
+            if label.shape != (size := image.shape[:2]):
+                problems.append(f"row {number}: {name} is {label.shape}, the photo {size}")
+            if unknown := _unknown(label, len(vocabulary)):
+                problems.append(f"row {number}: {name} holds ids {unknown[:8]}")
+    if problems:
+        wanted = f"wanted arrays of one size a row and ids 0..{len(vocabulary) - 1} or {IGNORE}"
+        raise ValueError(f"panel: {'; '.join(problems)}; {wanted}")
+
+
+def _shown(rows: Sequence[Row]) -> list[int]:
+    """The classes of any truth, or of a prediction where it is scored, the largest area first."""
+    labels = [a.ravel() for _, truth, guess in rows for a in (truth, guess[truth != IGNORE])]
+    ids, areas = np.unique(np.concatenate(labels), return_counts=True)
+    return [k for k in ids[np.argsort(-areas, kind="stable")].tolist() if k != IGNORE]
+
+
+def _tiles(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Palette
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    unscored = (truth == IGNORE)[..., None]
+    pale = _blend(image, np.full_like(image, 255), _PALE)
+    backdrop = np.where(unscored, pale, image)
+    faint = overlay(pale, prediction, palette, alpha=_FAINT_ALPHA)
+    guess = np.where(unscored, faint, overlay(image, prediction, palette, alpha=_ALPHA))
+    return image, overlay(backdrop, truth, palette, alpha=_ALPHA), guess
+
+
+def _draw_legend(
+    figure: Figure, classes: Sequence[int], vocabulary: Vocabulary, top: float
+) -> None:
+    more = len(classes) - MOST_NAMES
+    unseen = set(vocabulary.unseen) & set(classes[:MOST_NAMES])
+    classes = sorted(classes[:MOST_NAMES], key=lambda k: (k in unseen, k))
+    handles = [
+        Patch(
+            facecolor="#" + bytes(vocabulary.palette[k]).hex(),
+            edgecolor=_INK if k in unseen else _FAINT,
+            linewidth=0.8,
+            label=vocabulary.names[k].strip() + " ★" * (k in unseen),
+        )
+        for k in classes
+    ]
+    if more > 0:
+        handles.append(Patch(facecolor="none", edgecolor="none", label=f"and {more} more"))
+    legend = figure.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, top),
+        ncols=_COLUMNS,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.3,
+        title="★ unseen in training" if unseen else None,
+        title_fontproperties={"size": 9, "style": "italic"},
+    )
+    for text, k in zip(legend.get_texts(), classes, strict=False):
+        text.set_fontstyle("italic" if k in unseen else "normal")
+
+
+def _read_series(path: Path) -> Series:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such log; a run writes it as <workdir>/metrics.jsonl")
+    series: Series = {}
+    broken = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, TypeError, KeyError):
+            broken.append(number)
+            continue
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                series.setdefault(name, {})[step] = float(value)
+    if broken:
+        LOGGER.warning('%s: skipped lines without a JSON object and its "step": %s', path, broken)
+    return series
+
+
+def _select(series: Series, endings: tuple[str, ...]) -> Series:
+    return {name: points for name, points in series.items() if name.endswith(endings)}
+
+
+def _draw_lines(ax: Axes, lines: Series) -> None:
+    for number, (name, points) in enumerate(sorted(lines.items())):
+        steps, values = zip(*sorted(points.items()), strict=True)
+        colour = _LINES[number % len(_LINES)]
+        marker = "o" if len(steps) < 20 else ""
+        ax.plot(steps, values, marker=marker, markersize=3.5, color=colour, label=name)
+    ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
+    ax.grid(color="#e8eaee", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(_FAINT)
+    ax.legend(frameon=False, fontsize=9)

@@ -1,0 +1,154 @@
+"""Evaluation of trained weights: from a split of a data set to the mIoU table and its pictures.
+
+The classes are those of the data set that is evaluated; all of them compete for every pixel
+(generalised zero-shot segmentation). Figures are percent.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from otseg_jax import build, paths
+from otseg_jax.build import Experiment, Split
+from otseg_jax.checkpoints import spec, trained
+from otseg_jax.checkpoints.spec import Spec
+from otseg_jax.data import pipeline, transforms
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.evaluation import figures, metrics, sliding
+from otseg_jax.settings import Settings
+
+RESULTS = "results.json"
+SHOWN = 4  # photos in predictions.png
+
+LOGGER = logging.getLogger(__name__)
+
+
+def evaluate(options: Settings, workdir: str | Path) -> None:
+    """Evaluate trained weights on the validation split of a data set, their own or another.
+
+    How they were trained (model, regime, crop, normalisation) is taken from their description; the
+    vocabulary is that of the data set. `init_from` names the run, if it is not `workdir`, or a
+    model directory.
+
+    Raises:
+        FileNotFoundError, ValueError: one message for whoever started it.
+    """
+    workdir = paths.check_writable(workdir)
+    found = trained.find(options.init_from or workdir, options.eval.checkpoint)
+    adopted = spec.adopt(options, found.spec)
+    source = build.open_split(adopted, "val")
+    experiment = build.assemble(adopted, source.vocabulary)
+    spec.check_same_model(found.spec, experiment.spec, where=found.where)
+    weights = found.restore(experiment.trainable)
+    if found.spec.classes != source.vocabulary.names:
+        _print_overlap(found.spec, source.vocabulary)
+    LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
+    report(experiment, source, weights, workdir)
+
+
+def report(
+    experiment: Experiment, source: Split, weights: Any, workdir: Path
+) -> dict[str, metrics.Summary]:
+    """Evaluate, print the table, and write figures and pictures.
+
+    Args:
+        weights: state of what was trained.
+        workdir: gets `results.json`, `predictions.png` and, on request, label maps as PNGs in
+            `predictions/<output>/`.
+
+    Returns:
+        Summary per output, as in `results.json`.
+    """
+    vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
+
+    def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
+        if number < SHOWN:
+            rows.append((example["photo"], example["label"], maps[main]))
+        if experiment.settings.eval.save_predictions:
+            for name, prediction in maps.items():
+                path = workdir / "predictions" / name / f"{example['name']}.png"
+                figures.label_png(path, prediction, vocabulary.palette)
+
+    images = experiment.settings.eval.images
+    results = evaluate_split(experiment, source, weights, images=images, on_photo=on_photo)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.write_json(workdir / RESULTS, results)
+        figures.panel(workdir / "predictions.png", rows, vocabulary)
+        unseen = [vocabulary.names[k] for k in vocabulary.unseen]
+        tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
+        tqdm.write(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
+    return results
+
+
+def evaluate_split(
+    experiment: Experiment,
+    source: Split,
+    weights: Any,
+    *,
+    images: int = 0,
+    on_photo: sliding.OnPhoto | None = None,
+) -> dict[str, metrics.Summary]:
+    """Evaluate trained weights on a split.
+
+    Args:
+        weights: state of what was trained.
+        images: at most so many, evenly spaced over the split; 0 for all.
+        on_photo: as in `sliding.evaluate`.
+
+    Returns:
+        Summary per output.
+    """
+    options = experiment.settings
+    predict = sliding.make_predict(
+        experiment.graphdef,
+        weights,
+        experiment.frozen,
+        experiment.text,
+        mesh=experiment.mesh,
+        outputs=experiment.spec.outputs,
+    )
+
+    def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
+        fitted = transforms.for_eval(
+            example["image"],
+            scale=options.eval.scale,
+            mean=options.data.mean,
+            std=options.data.std,
+        )
+        return {**example, "image": fitted, "photo": example["image"]}
+
+    every = -(-len(source) // images) if images else 1
+    examples = pipeline.eval_examples(
+        source,
+        prepare,
+        process_count=every,
+        threads=options.data.threads,
+        buffer=options.data.buffer,
+    )
+    return sliding.evaluate(
+        predict,
+        examples,
+        experiment.vocabulary,
+        total=-(-len(source) // every),
+        window=options.data.crop,
+        stride=options.eval.stride,
+        batch_size=options.eval.batch_size,
+        seen_offset=experiment.spec.seen_offset,
+        on_photo=on_photo,
+    )
+
+
+def _print_overlap(trained_on: Spec, vocabulary: Vocabulary) -> None:
+    """A class of the same name was trained on (or not) under that name: not zero-shot in full."""
+    seen = {name for k, name in enumerate(trained_on.classes) if k not in trained_on.unseen}
+    shared = [name for name in vocabulary.names if name in seen]
+    tqdm.write(
+        f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that "
+        f"was trained with labels: {', '.join(shared) or 'none'}"
+    )

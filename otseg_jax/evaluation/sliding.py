@@ -1,0 +1,279 @@
+"""Inference: sliding windows over photos of any size, all outputs of a method in one pass.
+
+photo f32[h, w, 3] → windows f32[n, s, s, 3] → logits on the patch grid f32[n, k, h/p, w/p], in
+batches of one fixed size that hold windows of several photos → scores stitched on a canvas
+f32[k, h, w] → original size, argmax → label map i16[H, W] → confusion counts i64[k, k].
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int16
+from tqdm import tqdm
+
+from otseg_jax import sharding
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.evaluation import metrics, windows
+from otseg_jax.models.otseg import upsample
+from otseg_jax.models.outputs import Outputs, mix
+
+OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def make_predict(
+    graphdef: Any,
+    trainable: Any,
+    frozen: Any,
+    text: Float[Array, "k n c"],
+    *,
+    mesh: Mesh,
+    outputs: Outputs,
+) -> Predict:
+    """Bind trained weights into a function of batches of windows.
+
+    Args:
+        text: prompts of all classes.
+        mesh: devices; a batch is split over its `data` axis.
+
+    Returns:
+        Function of windows f32[b, s, s, 3] to logits by name of the output, f32[b, k, h, w] on the
+        patch grid. It is compiled once per model and batch size, also over several calls of
+        `make_predict`.
+    """
+
+    def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
+        # every process holds the whole batch and gives its devices what is theirs
+        placed = jax.make_array_from_callback(
+            batch.shape, sharding.by_image(mesh), lambda index: batch[index]
+        )
+        logits = _forward(graphdef, mesh, trainable, frozen, text, placed, outputs.mixtures)
+        return jax.device_get(logits)
+
+    return predict
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _forward(graphdef, mesh, trainable, frozen, text, batch, mixtures):
+    maps = nnx.merge(graphdef, trainable, frozen)(batch, text)
+    mixed = {name: mix(maps, mixture) for name, mixture in mixtures.items()}
+    # one copy everywhere: each process then stitches its own photos
+    return jax.lax.with_sharding_constraint(mixed, sharding.replicated(mesh))
+
+
+def scores(
+    logits: Float[Array, "n k gh gw"],
+    origins: Int[Array, "n 2"],
+    weights: Float[Array, " n"],
+    offset: Float[Array, " k"],
+    size: Int[Array, "2"],
+    output_size: Int[Array, "2"],
+    *,
+    window: int,
+    canvas: tuple[int, int],
+    output: tuple[int, int],
+) -> Float[Array, "k H W"]:
+    """Turn the logits of a photo's windows into its scores: σ(z) − offset, averaged and resized.
+
+    Args:
+        logits: on the patch grid of each window.
+        origins: (y, x) of the windows.
+        weights: 1 for a window, 0 for filling.
+        offset: subtracted from the scores: 0.1 for seen classes after inductive training.
+        size: (h, w) that the windows were cut from.
+        output_size: (H, W) of the original photo.
+        window: side of a window, pixels; static.
+        canvas: (h, w) rounded up; static.
+        output: (H, W) rounded up; static.
+
+    Returns:
+        Scores in [-offset, 1]; what lies outside `output_size` is unspecified.
+
+    Source: OTSeg (arXiv 2403.14183), sliding.
+    """
+    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
+    stitched = windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
+    return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
+
+
+_score_map = jax.jit(scores, static_argnames=("window", "canvas", "output"))
+
+
+@partial(jax.jit, static_argnames=("window", "canvas", "output"))
+def _label_map(*arrays: Any, **sizes: Any) -> Int16[Array, "H W"]:
+    return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.int16)
+
+
+def photo_scores(
+    predict: Predict,
+    image: Float[np.ndarray, "h w 3"],
+    offset: Float[np.ndarray, " k"],
+    *,
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> dict[str, Float[np.ndarray, "k H W"]]:
+    """Scores of one photo by every output.
+
+    Args:
+        image: normalised.
+        offset: subtracted from the scores.
+        size: (H, W) wanted.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        batch_size: windows predicted together; one shape compiles.
+    """
+    example = {"image": image, "label": np.zeros(size, np.int16)}
+    (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
+    height, width = size
+    return {
+        name: np.asarray(_score_map(*arrays, **sizes))[:, :height, :width]
+        for name, arrays, sizes in _stitching(photo, offset, window, stride)
+    }
+
+
+@dataclass
+class _Photo:
+    """A photo on its way through: its windows wait in a batch until all are predicted."""
+
+    number: int
+    example: Mapping[str, Any]
+    origins: np.ndarray
+    logits: list[dict[str, np.ndarray]] = field(default_factory=list)
+
+
+def evaluate(
+    predict: Predict,
+    examples: Iterator[Mapping[str, Any]],
+    vocabulary: Vocabulary,
+    *,
+    total: int,
+    window: int,
+    stride: int,
+    batch_size: int,
+    seen_offset: float,
+    on_photo: OnPhoto | None = None,
+) -> dict[str, metrics.Summary]:
+    """Segment every example and compare with its label.
+
+    Args:
+        examples: {"image": f32[h, w, 3] normalised, "label": i16[H, W], "name": str}.
+        total: number of examples, for the progress bar.
+        window: side of a window, pixels.
+        stride: pixels between windows.
+        batch_size: windows predicted together; the last batch is filled up, so one shape compiles.
+        seen_offset: subtracted from the scores of seen classes, in [0, 1].
+        on_photo: called with (number, example, {output: label map i16[H, W]}) for each photo.
+    """
+    offset = np.zeros(len(vocabulary), np.float32)
+    offset[list(vocabulary.seen)] = seen_offset
+    counts: dict[str, np.ndarray] = {}
+    # every process predicts every window (the batch is split over all devices) and stitches a share
+    process, processes = jax.process_index(), jax.process_count()
+    progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
+    for photo in _predicted(predict, examples, window, stride, batch_size):
+        for name in photo.logits[0]:
+            counts.setdefault(name, np.zeros((len(vocabulary),) * 2, np.int64))
+        if photo.number % processes == process:
+            maps = _label_maps(photo, offset, window, stride)
+            for name, prediction in maps.items():
+                truth = photo.example["label"]
+                counts[name] += metrics.confusion(truth, prediction, len(vocabulary))
+            if on_photo is not None:
+                on_photo(photo.number, photo.example, maps)
+        progress.update()
+    progress.close()
+    return {
+        name: metrics.summary(found, vocabulary.names, vocabulary.unseen)
+        for name, found in _sum_over_processes(counts).items()
+    }
+
+
+def _predicted(
+    predict: Predict,
+    examples: Iterator[Mapping[str, Any]],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> Iterator[_Photo]:
+    """Photos with the logits of all their windows, in order."""
+    waiting: list[tuple[_Photo, np.ndarray]] = []
+    photos: list[_Photo] = []
+
+    def flush() -> Iterator[_Photo]:
+        batch = np.zeros((batch_size, window, window, 3), np.float32)
+        batch[: len(waiting)] = [image for _, image in waiting]
+        logits = predict(batch)
+        for i, (photo, _) in enumerate(waiting):
+            photo.logits.append({name: z[i] for name, z in logits.items()})
+        waiting.clear()
+        while photos and len(photos[0].logits) == len(photos[0].origins):
+            yield photos.pop(0)
+
+    for number, example in enumerate(examples):
+        height, width = example["image"].shape[:2]
+        origins = windows.grid(height, width, window=window, stride=stride)
+        photos.append(_Photo(number, example, origins))
+        for image in windows.cut(example["image"], origins, window=window):
+            waiting.append((photos[-1], image))
+            if len(waiting) == batch_size:
+                yield from flush()
+    if waiting:
+        yield from flush()
+
+
+def _label_maps(
+    photo: _Photo, offset: np.ndarray, window: int, stride: int
+) -> dict[str, np.ndarray]:
+    height, width = photo.example["label"].shape
+    return {
+        name: np.asarray(_label_map(*arrays, **sizes))[:height, :width]
+        for name, arrays, sizes in _stitching(photo, offset, window, stride)
+    }
+
+
+def _stitching(
+    photo: _Photo, offset: np.ndarray, window: int, stride: int
+) -> Iterator[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]:
+    """Per output the arguments of `scores`, filled up so that photos share their shapes."""
+    height, width = photo.example["image"].shape[:2]
+    out_height, out_width = photo.example["label"].shape
+    canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
+    slots = len(windows.grid(*canvas, window=window, stride=stride))
+    used = len(photo.origins)
+    origins = np.zeros((slots, 2), np.int32)
+    origins[:used] = photo.origins
+    weights = (np.arange(slots) < used).astype(np.float32)
+    size = np.array((height, width), np.int32)
+    output_size = np.array((out_height, out_width), np.int32)
+    output = (windows.bucket(out_height), windows.bucket(out_width))
+    for name in photo.logits[0]:
+        logits = np.zeros((slots, *photo.logits[0][name].shape), np.float32)
+        logits[:used] = [z[name] for z in photo.logits]
+        arrays = (logits, origins, weights, offset, size, output_size)
+        yield name, arrays, {"window": window, "canvas": canvas, "output": output}
+
+
+def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if jax.process_count() == 1:
+        return counts
+    return {
+        # halves, because JAX would cut 64-bit counts to 32
+        name: sum(
+            np.asarray(multihost_utils.process_allgather(half), np.int64).sum(0) << shift
+            for half, shift in (
+                ((counts[name] & 0xFFFFFF).astype(np.int32), 0),
+                ((counts[name] >> 24).astype(np.int32), 24),
+            )
+        )
+        for name in sorted(counts)
+    }

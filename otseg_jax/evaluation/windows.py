@@ -1,0 +1,182 @@
+"""Sliding windows over images of any size, in shapes that compile once.
+
+Images [h, w, 3] and their windows [n, s, s, 3] are numpy and normalised; class scores [n, k, s, s]
+and the canvas [k, h, w] that they are stitched into are jax arrays. Origins [n, 2] are (y, x) of a
+window's top left pixel. An image lies in the top left corner of its canvas, whose sides are rounded
+up (`bucket`) so that few sizes are ever compiled; the true sizes are ordinary arrays. Sizes are
+pixels, at least 1.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
+
+
+def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarray, "n 2"]:
+    """Place square windows so that every pixel is covered; 1 ≤ stride ≤ window.
+
+    Origins go row by row; the last window of a row or column is shifted back inside. An image
+    smaller than the window has the origin 0 there.
+
+    Raises:
+        ValueError: a size below 1, or a stride that leaves gaps.
+
+    Example:
+        >>> grid(48, 72, window=32, stride=24).tolist()
+        [[0, 0], [0, 24], [0, 40], [16, 0], [16, 24], [16, 40]]
+
+    Source: mmsegmentation's slide inference, which the authors evaluate with.
+    """
+    if min(height, width, window) < 1 or not 1 <= stride <= window:
+        raise ValueError(
+            f"cannot place windows: height={height}, width={width}, window={window}, "
+            f"stride={stride}; wanted sizes ≥ 1 and a stride of 1 .. window"
+        )
+    return np.array(
+        [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)],
+        dtype=np.int32,
+    )
+
+
+def cut(
+    image: Float32[np.ndarray, "h w 3"], origins: Int32[np.ndarray, "n 2"], *, window: int
+) -> Float32[np.ndarray, "n s s 3"]:
+    """Copy the windows out of an image; 0 (the mean colour) where one reaches past it.
+
+    Raises:
+        ValueError: an origin outside the image.
+
+    Differs: the reference runs a smaller window on an image that is smaller than the window.
+    """
+    height, width, channels = image.shape
+    if np.any(origins < 0) or np.any(origins >= np.array([[height, width]])):
+        raise ValueError(
+            f"origins reach from {origins.min(axis=0).tolist()} to {origins.max(axis=0).tolist()}, "
+            f"wanted (y, x) inside the image of {height} × {width} pixels"
+        )
+    windows = np.zeros((len(origins), window, window, channels), np.float32)
+    for target, (y, x) in zip(windows, origins, strict=True):
+        part = image[y : y + window, x : x + window]
+        target[: part.shape[0], : part.shape[1]] = part
+    return windows
+
+
+def stitch(
+    scores: Float[Array, "n k s s"],
+    origins: Int32[Array, "n 2"],
+    weights: Float[Array, " n"],
+    *,
+    height: int,
+    width: int,
+) -> Float[Array, "k {height} {width}"]:
+    """Average the windows' scores where they overlap; 0 where there is no window.
+
+    Args:
+        scores: those of weight 0 may be anything.
+        origins: where a window lies wholly inside the canvas. One that does not is moved inside,
+            without an error: under `jit` its value is not known.
+        weights: 1 for a window, 0 for one that only fills up the batch.
+        height: of the canvas, ≥ max(image, window); static, like `width`.
+
+    Raises:
+        ValueError: a canvas smaller than a window.
+
+    Source: mmsegmentation's slide inference, which divides by the count of windows.
+    """
+    classes, side = scores.shape[1:3]
+    if min(height, width) < side:
+        raise ValueError(
+            f"a canvas of {height} × {width} pixels holds no window of {side} × {side}; "
+            "wanted height and width ≥ window"
+        )
+
+    # One after the other: windows overlap, and a scatter on a GPU adds in no fixed order.
+    def add(canvas: tuple[Array, Array], item: tuple[Array, Array, Array]):
+        total, weight = canvas
+        score, (y, x), share = item
+        # `where`, as 0 · NaN of a window that fills up the batch would be NaN.
+        score = jnp.where(share > 0, share * score.astype(jnp.float32), 0.0)
+        return (
+            _add_at(total, score, (0, y, x)),
+            _add_at(weight, jnp.full((1, side, side), share, jnp.float32), (0, y, x)),
+        ), None
+
+    empty = (jnp.zeros((classes, height, width)), jnp.zeros((1, height, width)))
+    (total, weight), _ = jax.lax.scan(add, empty, (scores, origins, weights))
+    return total / jnp.where(weight > 0, weight, 1.0)
+
+
+def resize(
+    canvas: Float[Array, "k h w"],
+    size: Int32[Array, "2"],
+    output_size: Int32[Array, "2"],
+    *,
+    height: int,
+    width: int,
+) -> Float[Array, "k {height} {width}"]:
+    """Resize the image that lies in a canvas, bilinearly, to another size in another canvas.
+
+    Half-pixel centres, no antialias, edges clamped at the true size: on the true output it equals
+    `jax.image.resize(..., antialias=False)` of the true input, though both sizes are run-time
+    values and only the canvases are compiled in.
+
+    Args:
+        size: true (height, width) inside the canvas; what lies outside is never read.
+        output_size: true (height, width) in the output canvas; values outside are unspecified.
+        height: of the output canvas; static, like `width`. A side of the input times one of the
+            output must stay below 2^30 (32,768 × 32,768).
+
+    Source: `F.interpolate(mode="bilinear", align_corners=False)` of the reference.
+    """
+    canvas = canvas.astype(jnp.float32)
+    top, bottom, down = _taps(height, size[0], output_size[0])
+    left, right, across = _taps(width, size[1], output_size[1])
+    down, across = down[None, :, None], across[None, None, :]
+    rows = _take(canvas, top, 1) * (1.0 - down) + _take(canvas, bottom, 1) * down
+    return _take(rows, left, 2) * (1.0 - across) + _take(rows, right, 2) * across
+
+
+def bucket(size: int, multiple: int = 128) -> int:
+    """Round a side up to a multiple, so that images of many sizes share few compiled shapes.
+
+    Raises:
+        ValueError: an argument below 1.
+
+    Example:
+        >>> bucket(500), bucket(512), bucket(513)
+        (512, 512, 640)
+    """
+    if min(size, multiple) < 1:
+        raise ValueError(f"size={size}, multiple={multiple}; wanted both ≥ 1")
+    return -(-size // multiple) * multiple
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def _add_at(canvas: Array, patch: Array, start: tuple) -> Array:
+    old = jax.lax.dynamic_slice(canvas, start, patch.shape)
+    return jax.lax.dynamic_update_slice(canvas, old + patch, start)
+
+
+def _take(array: Array, indices: Array, axis: int) -> Array:
+    # Should a true size exceed the canvas, which `jit` cannot know, the edge is repeated: the
+    # default mode would return NaN there.
+    return jnp.take(array, indices, axis=axis, mode="clip")
+
+
+def _taps(length: int, size: Array, output_size: Array) -> tuple[Array, Array, Array]:
+    """The two source indices of each output pixel and the weight of the second.
+
+    Source coordinate (i + ½)·size/output − ½ = ((2i + 1)·size − output) / (2·output), kept as
+    an exact fraction of integers: in float32 it would lose four digits at the far edge.
+    """
+    # Pixels past the true output repeat its last one: no product overflows, no tap leaves `size`.
+    index = jnp.minimum(jnp.arange(length, dtype=jnp.int32), output_size - 1)
+    numerator, denominator = (2 * index + 1) * size - output_size, 2 * output_size
+    floor = numerator // denominator
+    fraction = (numerator - floor * denominator) / denominator
+    return jnp.maximum(floor, 0), jnp.minimum(floor + 1, size - 1), fraction.astype(jnp.float32)

@@ -1,0 +1,51 @@
+"""Named logit maps, and how a method mixes them into what is scored.
+
+A model returns `{map name: f32[b, k, h, w]}` on the patch grid. An `Outputs` says which mixtures of
+these are of interest and which one is the method's own answer. Inference, pseudo-labels, export and
+tables read it, and nobody needs to know how many maps there are. Upsampling is linear: mixing
+before it is exact.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TypeAlias
+
+from jaxtyping import Array, Float
+
+Maps: TypeAlias = Mapping[str, Float[Array, "b k h w"]]
+Mixture: TypeAlias = Mapping[str, float | Float[Array, ""]]
+"""Map name → weight."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a method is scored on.
+
+    Attributes:
+        mixtures: output name → mixture of the model's maps.
+        main: the output that predictions, pseudo-labels and the best checkpoint go by.
+
+    Raises:
+        ValueError: `main` is none of the mixtures.
+    """
+
+    mixtures: Mapping[str, Mapping[str, float]]
+    main: str
+
+    def __post_init__(self) -> None:
+        if self.main not in self.mixtures:
+            raise ValueError(f"main output {self.main!r} is none of {', '.join(self.mixtures)}")
+
+
+def mix(maps: Maps, mixture: Mixture) -> Float[Array, "b k h w"]:
+    """Σ weight·map over the maps that a mixture names.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> maps = {"decoder": jnp.full((1, 1, 1, 1), 4.0), "mps": jnp.full((1, 1, 1, 1), 2.0)}
+        >>> mix(maps, {"decoder": 0.5, "mps": 0.5}).item()
+        3.0
+    """
+    return reduce(add, (weight * maps[name] for name, weight in mixture.items()))

@@ -1,0 +1,1 @@
+"""Training: losses, pseudo-labels, optimiser, one step, the loop around it, its log."""

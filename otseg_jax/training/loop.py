@@ -1,0 +1,278 @@
+"""The loop that feeds the step, logs, validates, saves, stops when asked, and resumes.
+
+A run is determined by its settings: the batch and the random key of a step are functions of
+(seed, step) alone, so an interrupted run ends where an uninterrupted one does.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from otseg_jax import build, paths, sharding
+from otseg_jax.build import Experiment, Split
+from otseg_jax.checkpoints import spec, trained
+from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.data import pipeline
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.evaluation import report
+from otseg_jax.models.decoder import Transport
+from otseg_jax.settings import Settings
+from otseg_jax.training import optim
+from otseg_jax.training.log import Log
+from otseg_jax.training.step import State, Step, make_train_step
+from otseg_jax.training.stop import StopOnSignal
+from otseg_jax.weights import source as weights_source
+
+LOGGER = logging.getLogger(__name__)
+
+
+def train(options: Settings, workdir: str | Path, *, transport: Transport | None = None) -> None:
+    """Train, or go on training, then evaluate and write the table.
+
+    Args:
+        workdir: gets `checkpoints/`, `metrics.jsonl`, `curves.png` and what `report` writes. With
+            checkpoints in it, the run goes on from the latest.
+        transport: solver of transport plans; None: as `options.model` says.
+
+    Raises:
+        FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
+        KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
+    """
+    workdir = paths.check_writable(workdir)
+    source, validation = build.open_split(options, "train"), build.open_split(options, "val")
+    experiment = build.assemble(options, source.vocabulary, transport=transport)
+    schedule = optim.learning_rate(
+        options.train.steps,
+        peak=options.train.learning_rate,
+        end=options.train.end_learning_rate,
+        power=options.train.power,
+        warmup=options.train.warmup,
+        warmup_ratio=options.train.warmup_ratio,
+    )
+    optimizer = optim.make_optimizer(schedule, weight_decay=options.train.weight_decay)
+    with checkpoints_of(workdir, options, experiment.vocabulary) as checkpoints:
+        state, start = _initial_state(experiment, workdir, optimizer, checkpoints)
+        step = make_train_step(
+            experiment.graphdef,
+            optimizer,
+            experiment.regime,
+            mesh=experiment.mesh,
+            outputs=options.model.outputs(),
+            accumulate=options.train.accumulate,
+            focal_weight=options.train.focal_weight,
+            dice_weight=options.train.dice_weight,
+            seed=options.seed,
+        )
+        run = _Run(experiment, workdir, validation, checkpoints, schedule, saved=start)
+        if start < options.train.steps:
+            run(step, state, start, build.train_batches(options, source, start))
+        else:
+            report.report(experiment, validation, state.trainable, workdir)
+
+
+def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> Checkpoints:
+    """The checkpoints of a run: latest, best on validation, and the half of the schedule.
+
+    A transductive run starts from the half of an inductive one, so that is kept.
+    """
+    return Checkpoints(
+        workdir / trained.CHECKPOINTS,
+        milestones=[options.train.steps // 2],
+        metric="hiou" if vocabulary.unseen else "miou",
+    )
+
+
+def _initial_state(
+    experiment: Experiment,
+    workdir: Path,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+) -> tuple[State, int]:
+    """Fresh, taken over from another run, or where this run left off; and the steps behind it."""
+    latest, init_from = checkpoints.latest_step(), experiment.settings.init_from
+    trainable, whole = experiment.trainable, sharding.replicated(experiment.mesh)
+    if latest is None and init_from:
+        trainable = jax.device_put(_start_from(init_from, experiment), whole)
+    elif latest is None and experiment.regime.unseen:
+        raise ValueError(
+            "transductive training starts from an inductive run: set --config.init_from=WORKDIR "
+            "(or a model directory)"
+        )
+    state = State(trainable, jax.jit(optimizer.init, out_shardings=whole)(trainable))
+    if latest is None:
+        return state, 0
+    saved = spec.read_record(checkpoints.read_meta(latest), str(workdir))
+    spec.check_same_run(saved, experiment.record, where=str(workdir))
+    LOGGER.info("Going on from step %d of %s", latest, workdir)
+    return State(**checkpoints.restore(latest, state._asdict())), latest
+
+
+def _start_from(init_from: str, experiment: Experiment) -> Any:
+    """Trained weights of another run: by default half-way for pseudo-labels, else its latest."""
+    step = experiment.settings.init_step
+    if step and weights_source.is_model(init_from):
+        raise ValueError(
+            f"--config.init_step={step}: {init_from} is a model directory and holds one step; "
+            "leave it 0"
+        )
+    wanted = str(step) if step else "half" if experiment.regime.unseen else "latest"
+    found = trained.find(init_from, wanted)
+    spec.check_same_model(found.spec, experiment.spec, where=init_from)
+    LOGGER.info("Starting from %s", found.where)
+    return found.restore(experiment.trainable)
+
+
+@dataclass
+class _Run:
+    """The loop: feed, log, validate, save, stop when asked."""
+
+    experiment: Experiment
+    workdir: Path
+    validation: Split
+    checkpoints: Checkpoints
+    schedule: optax.Schedule
+    saved: int  # the last step that is in a checkpoint
+
+    def __post_init__(self) -> None:
+        self.options, self.log = self.experiment.settings, Log(self.workdir)
+
+    def __call__(
+        self, step: Step, state: State, start: int, batches: Iterator[dict[str, np.ndarray]]
+    ) -> None:
+        """Run from `start` to the end; whatever stops it, the finished steps are saved."""
+        self.done, self.state = start, state
+        try:
+            self._loop(step, batches)
+        except BaseException:
+            # a broken photo or an impatient Ctrl-C must not cost the steps since the last save
+            alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                self._save(metrics=None)
+            raise
+        finally:
+            self.checkpoints.wait()
+
+    def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
+        start = self.done
+        progress = tqdm(
+            total=train.steps, initial=start, unit="step", disable=jax.process_index() != 0
+        )
+        with progress, StopOnSignal() as stop:
+            # the first step compiles and is no part of the speed
+            began, timed_from = time.perf_counter(), start + 1
+            for done in range(start + 1, train.steps + 1):
+                batch = pipeline.put(next(batches), by_image)
+                self.state, scalars = step(
+                    self.state,
+                    self.experiment.frozen,
+                    self.experiment.text,
+                    batch,
+                    np.int32(done - 1),
+                )
+                self.done = done
+                progress.update()
+                if done == start + 1:
+                    jax.block_until_ready(scalars)
+                    began = time.perf_counter()
+                if done % train.log_every == 0 or done == train.steps:
+                    scalars = jax.device_get(scalars)
+                    images = (done - timed_from) * train.batch_size
+                    speed = images / (time.perf_counter() - began) if images else None
+                    progress.set_postfix(self._tell(scalars, speed))
+                    began, timed_from = time.perf_counter(), done
+                stopping = self._all_stop(stop.asked)
+                if self._validate_and_save(stopping):
+                    began, timed_from = time.perf_counter(), done
+                if stopping and done < train.steps:
+                    raise KeyboardInterrupt(
+                        f"stopped after step {done}, which is saved: the same command goes on"
+                    )
+
+    def _all_stop(self, asked: bool) -> bool:
+        """Whether to stop; several processes must agree on the step, and meet at each log."""
+        if jax.process_count() == 1:
+            return asked
+        if self.done % self.options.train.log_every:
+            return False
+        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+
+    def _validate_and_save(self, stopping: bool) -> bool:
+        """Validate and save where it is time to; returns whether that took time."""
+        train, done = self.options.train, self.done
+        metrics, weights = None, self.state.trainable
+        if done == train.steps:
+            self.log.draw()
+            metrics = self._judge(
+                report.report(self.experiment, self.validation, weights, self.workdir)
+            )
+        elif train.eval_every and done % train.eval_every == 0 and not stopping:
+            metrics = self._judge(
+                report.evaluate_split(
+                    self.experiment, self.validation, weights, images=train.eval_images
+                )
+            )
+        half_or_end = done in (train.steps, train.steps // 2)
+        save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
+        if save:
+            if not self._finite():
+                raise ValueError(self._diverged())
+            self._save(metrics)
+        return bool(save)
+
+    def _save(self, metrics: Mapping[str, Any] | None) -> None:
+        self.checkpoints.save(
+            self.done,
+            self.state._asdict(),
+            self.experiment.record.to_json(),
+            text=np.asarray(self.experiment.text),
+            metrics=metrics,
+        )
+        self.saved = self.done
+
+    def _finite(self) -> bool:
+        leaves = jax.tree.leaves(self.state.trainable)
+        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
+
+    def _diverged(self) -> str:
+        return (
+            f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
+            f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
+            f"checkpoints up to step {self.saved} are untouched"
+        )
+
+    def _judge(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Log the figures of an evaluation; return those of the main output."""
+        self.log.write_results(self.done, results)
+        main = results[self.experiment.spec.outputs.main]
+        seen, unseen = main["miou_seen"], main["miou_unseen"]
+        if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
+            LOGGER.warning(
+                "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
+                "not fit the tower (--config.text.embeddings, --config.clip.source)",
+                self.done,
+                seen,
+                unseen,
+            )
+        return {name: value for name, value in main.items() if name != "iou"}
+
+    def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
+        """Log the figures of a step; return what the progress bar shows of them."""
+        if not np.isfinite(scalars["loss"]):
+            raise ValueError(self._diverged())
+        numbers = {name: float(value) for name, value in scalars.items()}
+        rate = float(self.schedule(self.done - 1))
+        measured = {} if speed is None else {"images_per_second": speed}
+        self.log.write(self.done, {**numbers, "learning_rate": rate, **measured})
+        shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
+        return shown if speed is None else {**shown, "images/s": f"{speed:.3g}"}

@@ -1,0 +1,164 @@
+"""One training step, pure and jitted: losses, gradients over a whole batch, update.
+
+A batch is image f32[b, s, s, 3] (normalised) and label i16[b, s, s] (ids of the data set), b over
+all processes and parts.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Integer
+
+from otseg_jax import sharding
+from otseg_jax.data import regimes
+from otseg_jax.models.otseg import upsample
+from otseg_jax.models.outputs import Maps, Mixture, Outputs
+from otseg_jax.training import losses, pseudo_labels
+
+Scalars = dict[str, Float[Array, ""]]
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    trainable: Any
+    optimizer: Any
+
+
+Step = Callable[..., tuple[State, Scalars]]
+
+
+def loss_sums(
+    maps: Maps,
+    label: Integer[Array, "b H W"],
+    regime: regimes.Regime,
+    mixture: Mixture,
+    *,
+    focal_weight: float = 100.0,
+    dice_weight: float = 1.0,
+) -> tuple[Scalars, Float[Array, ""], Scalars]:
+    """Losses of every logit map against labels of the data set, still sums.
+
+    Args:
+        maps: on the patch grid, over `regime.classes`.
+        mixture: of the maps, that pseudo-labels go by.
+
+    Returns:
+        (terms, pairs, accuracies): weighted focal and dice per map, to be divided by max(1, pairs)
+        of the whole batch; number of (image, present class) pairs; pixel accuracy per map.
+
+    Source: OTSeg (arXiv 2403.14183), training loss.
+    """
+    size = (label.shape[1], label.shape[2])
+    maps = {name: upsample(z, size) for name, z in maps.items()}
+    target = pseudo_labels.pseudo_label(
+        maps,
+        pseudo_labels.relabel(label, regime.label_table),
+        regime.unseen,
+        mixture=mixture,
+    )
+    terms = {
+        f"{name}_{term}": value
+        for name, z in maps.items()
+        for term, value in losses.segmentation(
+            z, target, focal_weight=focal_weight, dice_weight=dice_weight
+        ).items()
+    }
+    pairs = losses.count_pairs(target, len(regime.classes))
+    accuracies = {f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()}
+    return terms, pairs, accuracies
+
+
+def make_train_step(
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    regime: regimes.Regime,
+    *,
+    mesh: Mesh,
+    outputs: Outputs,
+    accumulate: int = 1,
+    focal_weight: float = 100.0,
+    dice_weight: float = 1.0,
+    seed: int = 0,
+) -> Step:
+    """Compile a training step.
+
+    The gradient is that of the whole batch, over all devices and all parts that it is worked
+    through in: parts sum their losses, and one division by the global number of (image, present
+    class) pairs comes last.
+
+    Args:
+        outputs: pseudo-labels go by the main one.
+        accumulate: parts a batch is worked through in, one after the other; must divide b.
+        seed: of dropout.
+
+    Returns:
+        Function (state, frozen, text f32[K, n, c], batch, step i32[]) → (state, scalars f32[]). The
+        state's buffers are given away. Scalars: "loss" and its terms, and accuracies in [0, 1],
+        means over parts.
+
+    Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
+    """
+    trained = jnp.asarray(regime.classes)
+
+    def part_sums(trainable, frozen, text, images, key):
+        terms, pairs, accuracies = loss_sums(
+            nnx.merge(graphdef, trainable, frozen)(images["image"], text, key=key),
+            images["label"],
+            regime,
+            outputs.mixtures[outputs.main],
+            focal_weight=focal_weight,
+            dice_weight=dice_weight,
+        )
+        return sum(terms.values()), (terms, pairs, accuracies)
+
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=(sharding.replicated(mesh), sharding.replicated(mesh)),
+    )
+    def step(
+        state: State,
+        frozen: Any,
+        text: Float[Array, "K n c"],
+        batch: Mapping[str, Array],
+        number: Int[Array, ""],
+    ) -> tuple[State, Scalars]:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        text = text[trained]
+        # part i takes every accumulate-th image, so that each part is spread over all devices
+        parts = {
+            name: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0)
+            for name, x in batch.items()
+        }
+
+        def sums(part):
+            index, images = part
+            value_and_grad = jax.value_and_grad(part_sums, has_aux=True)
+            (loss, (terms, pairs, accuracies)), gradient = value_and_grad(
+                state.trainable, frozen, text, images, jax.random.fold_in(key, index)
+            )
+            return gradient, {"loss": loss, **terms}, pairs, accuracies
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, sums(part)), None
+
+        sequence = (jnp.arange(accumulate), parts)
+        shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], sequence))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (gradient, terms, pairs, accuracies), _ = jax.lax.scan(add, zeros, sequence)
+
+        pairs = jnp.maximum(pairs, 1.0)
+        gradient = jax.tree.map(lambda g: g / pairs, gradient)
+        updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
+        scalars = {name: value / pairs for name, value in terms.items()}
+        scalars |= {name: value / accumulate for name, value in accuracies.items()}
+        return State(optax.apply_updates(state.trainable, updates), slots), scalars
+
+    return step

@@ -1,0 +1,146 @@
+"""Trees and names: an array is called by its path, as in "blocks/0/attention/query/kernel".
+
+
+A tree is whatever JAX flattens: dicts, optax's named tuples, `nnx.State` (whose variables count as
+their arrays). Arrays may be abstract (`jax.ShapeDtypeStruct`).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+Tree = TypeVar("Tree")
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Arrays of a tree by name, in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: no array has a name, or two have the same; leaves that are not arrays.
+
+    Example:
+        >>> flatten({"blocks": {0: {"bias": np.ones(2)}}})
+        {'blocks/0/bias': array([1., 1.])}
+    """
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        )
+        for path, leaf in paths
+    }
+    problems = [
+        f"{name} is a {type(leaf).__name__}, wanted an array"
+        for name, leaf in leaves.items()
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+    ]
+    if not leaves or "" in leaves:
+        problems.append("the state has no named array")
+    if len(leaves) < len(paths):
+        problems.append("two arrays of the state share a name (a key that holds a slash?)")
+    if problems:
+        raise ValueError(joined(problems))
+    return leaves
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of plain dicts that these names describe."""
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def assign(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
+    """A copy of `tree` with every array replaced, in the tree's own dtypes: `flatten` backwards.
+
+    Raises:
+        ValueError: names or shapes differ, all of them at once.
+
+    Example:
+        >>> model = nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+        >>> graphdef, state = nnx.split(model)
+        >>> filled = assign(state, {"kernel": np.eye(2), "bias": np.ones(2)})
+        >>> nnx.merge(graphdef, filled)(jnp.zeros(2)).tolist()
+        [1.0, 1.0]
+    """
+    wanted = flatten(tree)
+    problems = [f"unfilled: {n} is not in the leaves" for n in sorted(set(wanted) - set(leaves))]
+    problems += [f"unknown: the model has no {n}" for n in sorted(set(leaves) - set(wanted))]
+    problems += [
+        f"shape: {name} is {leaves[name].shape}, wanted {leaf.shape}"
+        for name, leaf in wanted.items()
+        if name in leaves and leaves[name].shape != leaf.shape
+    ]
+    stop_at(problems)
+    filled = [jnp.asarray(leaves[name], leaf.dtype) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), filled)
+
+
+def below(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves whose names begin with `prefix`, without it."""
+    return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+
+
+def under(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The same leaves with `prefix` before every name: `below` backwards."""
+    return {f"{prefix}{name}": leaf for name, leaf in leaves.items()}
+
+
+def describe(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of every array, as in "float32[3, 2]"."""
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+
+
+def differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """What keeps arrays so described from being filled with saved ones.
+
+    Whole entries of the top level may be left out of what is wanted.
+
+    Example:
+        >>> differences({"a/x": "float32[2]", "a/y": "int8[]", "b/z": "int8[]"}, {"a/x": "int8[]"})
+        ['it has a/y, the model has not', 'a/x is float32[2], the model wants int8[]']
+    """
+    entries = {name.split("/")[0] for name in wanted}
+    surplus = [n for n in saved if n not in wanted and n.split("/")[0] in entries]
+    return [f"it has {name}, the model has not" for name in surplus] + [
+        f"{name} is {saved[name]}, the model wants {array}" if name in saved else f"it lacks {name}"
+        for name, array in wanted.items()
+        if saved.get(name) != array
+    ]
+
+
+def fingerprint(leaves: Mapping[str, np.ndarray], *, config: object = None) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes, whatever file format they came from.
+
+    Args:
+        config: anything whose `repr` also decides what the weights compute (heads, activation).
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one, two = np.zeros(2), np.ones(2)
+        >>> fingerprint({"a": one, "b": two}) == fingerprint({"b": two, "a": one})
+        True
+    """
+    digest = hashlib.sha256(f"{config!r}\n".encode())
+    for name in sorted(leaves):
+        leaf = leaves[name]
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def joined(problems: Sequence[str], *, most: int = 8) -> str:
+    """One line of problems, the first `most` of them in full."""
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
+
+
+def stop_at(problems: Sequence[str]) -> None:
+    """Raise a ValueError that lists the problems, if there are any."""
+    if problems:
+        raise ValueError(f"{len(problems)} problem(s) in weights:\n  " + "\n  ".join(problems))

@@ -1,0 +1,219 @@
+"""Read what `torch.save` and `torch.jit.save` write, without torch and without executing anything.
+
+Both are zip archives: a pickle that describes the objects, and one stored (uncompressed) entry per
+tensor storage. Python's unpickler runs the pickle, but a name is looked up in a closed table and
+nowhere else, and opcodes that would reach past it are taken out before. Tensors come back as numpy
+arrays of the stored dtype (bfloat16 as ml_dtypes'), other objects as plain dicts and lists. Every
+size is compared with the file's before memory is taken for it.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+LARGEST_PICKLE = 64 << 20  # bytes; that of a ViT-L/14 training run has about one million
+
+STORAGES = {
+    f"torch.{name}Storage": np.dtype(kind)
+    for name, kind in [
+        *[("Double", "f8"), ("Float", "f4"), ("Half", "f2"), ("BFloat16", ml_dtypes.bfloat16)],
+        *[("Long", "i8"), ("Int", "i4"), ("Short", "i2"), ("Char", "i1"), ("Byte", "u1")],
+        ("Bool", "?"),
+    ]
+}
+
+# what torch writes, and Python from protocol 1 on, less sets, buffers and stack tricks
+_OPCODES = re.compile(
+    "PROTO|FRAME|STOP|MARK|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG[14]|BINFLOAT|BIN(UNICODE|BYTES)8|"
+    "(SHORT_)?BIN(STRING|UNICODE|BYTES)|EMPTY_(TUPLE|LIST|DICT)|TUPLE[123]?|APPENDS?|SETITEMS?|"
+    "(LONG_)?BIN(PUT|GET)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|NEWOBJ|BUILD|BINPERSID"
+)
+
+# Opcode → its length, and what runs instead. A false frame would show the unpickler other opcodes
+# than it shows `genops`; BUILD would set attributes or call __setstate__, also of our functions and
+# of arrays, and goes to `persistent_load` as (object, state).
+_REPLACED = {
+    "FRAME": (9, b""),
+    "NEWOBJ": (1, pickle.REDUCE),
+    "BUILD": (1, pickle.TUPLE2 + pickle.BINPERSID),
+}
+
+
+def read(path: str | Path) -> Any:
+    """Read a file that torch wrote in its zip format, a TorchScript archive included.
+
+    Returns:
+        The pickled object: dicts (an `OrderedDict` or a scripted module is one too), lists, tuples,
+        numbers, strings, and numpy arrays for tensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, a damaged file, or one that asks for more than tensors and
+            containers; everything it asked for is named.
+    """
+    path, refused, result = Path(path), list[str](), None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            result = _Reader(archive, path.stat().st_size, refused).load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there") from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} {_not_a_zip(path)} ({error})") from error
+    except Exception as error:  # a damaged pickle makes the unpickler raise nearly any type
+        if not refused:
+            raise ValueError(f"{path} is damaged or of another kind: {error}") from error
+    if refused:
+        raise ValueError(
+            f"{path} is refused and nothing of it was executed: it asks for {', '.join(refused)}, "
+            "and only tensors, containers, numbers and strings are admitted"
+        )
+    return result
+
+
+def _not_a_zip(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK"):
+        return "is damaged or cut short, fetch it again"
+    if start.startswith((b"\x80\x02\x8a\x0a", b"\x80\x03\x8a\x0a", b"ustar")):
+        return (
+            "is in torch's format from before version 1.6, which is not read. Where torch is "
+            "installed, write it anew: python -c \"import torch; f = '...'; "
+            "torch.save(torch.load(f, map_location='cpu', weights_only=True), f + '.new')\""
+        )
+    return "is not a file of torch.save or torch.jit.save"
+
+
+class _Reader(pickle.Unpickler):
+    """Python's unpickler on what is harmless in an archive's pickle; `refused` gets the rest."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int, refused: list[str]) -> None:
+        self.archive, self.refused, self.places = archive, refused, deque[int]()
+        self.entries = {entry.filename: entry for entry in archive.infolist()}
+        self.storages: dict[str, bytes] = {}
+        if sum(entry.compress_size for entry in self.entries.values()) > size:
+            raise ValueError("its entries overlap")
+        pickles = [n for n in self.entries if n == "data.pkl" or n.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            names = ", ".join(list(self.entries)[:5]) or "nothing"
+            raise ValueError(f"a zip archive without torch's data.pkl; it holds {names}")
+        self.root = pickles[0].removesuffix("data.pkl")
+        if f"{self.root}byteorder" in self.entries and self._bytes("byteorder") != b"little":
+            raise ValueError("written on a big-endian machine, which is not read")
+        if self.entries[pickles[0]].file_size > LARGEST_PICKLE:
+            raise ValueError(f"{pickles[0]} is larger than {LARGEST_PICKLE} bytes")
+        code = self._harmless(self._bytes("data.pkl"))
+        super().__init__(io.BytesIO(code), encoding="latin1")
+
+    def _bytes(self, name: str, size: int | None = None) -> bytes:
+        entry = self.entries.get(name := self.root + name)
+        if entry is None:
+            raise ValueError(f"{name} is not in the archive")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise ValueError(f"{name} is compressed, as torch never writes it")
+        if size not in (None, entry.file_size):
+            raise ValueError(f"{name} is {entry.file_size} bytes, its tensors want {size}")
+        return self.archive.read(entry)  # checks the CRC
+
+    def _harmless(self, code: bytes) -> bytes:
+        kept, done = bytearray(), 0
+        steps: Iterable[tuple[Any, Any, Any]] = pickletools.genops(code)
+        for opcode, argument, place in steps:
+            name = opcode.name
+            # a memo index asks for a table of that length, and picklers count up from 0
+            if not _OPCODES.fullmatch(name) or (name.endswith("BINPUT") and argument > place):
+                self.refused.append(f"opcode {name} (byte {place})")
+                code = code[:place] + pickle.STOP  # so that the names before it are told too
+                break
+            if name.endswith("GLOBAL"):
+                self.places.append(place)
+            if name in _REPLACED:
+                length, instead = _REPLACED[name]
+                kept += code[done:place] + instead
+                done = place + length
+        return bytes(kept + code[done:])
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        name, place = f"{module}.{name}", self.places.popleft()  # every name comes here, in order
+        if name in _NAMES or name.startswith("__torch__."):
+            return _NAMES.get(name, dict)  # of a scripted module; its attributes follow
+        self.refused.append(f"{name} (byte {place})")
+        return _Refused()
+
+    def persistent_load(self, reference: Any) -> Any:
+        match reference:
+            # the first three stand for BUILD
+            case (dict() as target, dict() as state) if "_metadata" not in state:
+                target.update(state)  # torch adds _metadata to a state dict: no tensors
+                return target
+            case (dict() | _Refused() as target, _):
+                return target
+            case (str() as target, (_, "<" | "|", *_)):  # a numpy dtype, its byte order
+                return target
+            case ("storage", _Refused() as refused, *_):
+                return refused
+            case ("storage", np.dtype() as dtype, str(key), _, int(count)):
+                if key not in self.storages:
+                    self.storages[key] = self._bytes(f"data/{key}", count * dtype.itemsize)
+                return np.frombuffer(self.storages[key], dtype)
+        raise ValueError("a state or a reference of a kind that torch does not write")
+
+
+class _Refused:
+    """Stands for what was refused, and takes what a pickle does to it."""
+
+    def __call__(self, *_: Any) -> "_Refused":
+        return self
+
+    __setitem__ = append = extend = __call__
+
+
+def _number(dtype: str, data: bytes) -> float | int:
+    if dtype not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"):
+        raise ValueError("a numpy number of another dtype")
+    return np.frombuffer(data, np.dtype("<" + dtype), 1)[0].item()
+
+
+def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Any:
+    if isinstance(storage, _Refused):
+        return storage
+    # Python's integers do not overflow; those of a tensor would
+    offset, sizes, steps = int(offset), [int(n) for n in shape], [int(n) for n in strides]
+    count, size, pitch = math.prod(sizes), storage.size, storage.itemsize
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+    if min([offset, *sizes, *steps]) < 0 or count > max(size, 1) or (count and last >= size):
+        raise ValueError(
+            f"a tensor of shape {sizes}, strides {steps}, offset {offset} does not lie in its "
+            f"storage of {size} numbers"
+        )
+    # not as_strided: `storage` may be a tensor with strides, and numpy sees that here
+    start = offset * pitch if count else 0
+    return np.ndarray(sizes, storage.dtype, storage, start, [step * pitch for step in steps])
+
+
+_NAMES: dict[str, Any] = {
+    **STORAGES,
+    **{f"torch.{n}": f"torch.{n}" for n in ("float64", "float32", "float16", "bfloat16", "int64")},
+    "collections.OrderedDict": dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch.Size": tuple,
+    "torch.device": lambda kind, *index: ":".join([kind, *(str(int(n)) for n in index)]),
+    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
+    "_codecs.encode": lambda text, *_: text.encode("latin1"),  # bytes, in protocol 2
+    **dict.fromkeys(
+        ["numpy.dtype", "torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag"]
+        + [f"torch.jit._pickle.build_{n}list" for n in ("int", "double", "bool", "tensor")],
+        lambda value, *_: value,
+    ),
+}

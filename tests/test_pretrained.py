@@ -1,0 +1,311 @@
+"""Model directories in use: from a trained run, to training, evaluation, prediction and the hub."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+import torch
+from flax import nnx
+from PIL import Image
+
+import otseg_jax
+from otseg_jax import build
+from otseg_jax.checkpoints import pretrained
+from otseg_jax.checkpoints.spec import Origin, Spec
+from otseg_jax.convert import convert, read
+from otseg_jax.convert.hints import Hints
+from otseg_jax.data import classes
+from otseg_jax.evaluation import metrics, report
+from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
+from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg, OTSegConfig
+from otseg_jax.training import loop
+from otseg_jax.weights import clip, hub, names
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a run, as after its first step, and its evaluation."""
+    workdir, options = tmp_path_factory.mktemp("run"), small.settings()
+    parts = build.assemble(options, classes.VOCABULARIES["shapes"])
+    with loop.checkpoints_of(workdir, options, parts.vocabulary) as checkpoints:
+        state = {"trainable": parts.trainable}
+        checkpoints.save(1, state, parts.record.to_json(), text=np.asarray(parts.text))
+    report.evaluate(options, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(run, tmp_path_factory):
+    """The run as a model directory."""
+    dest = tmp_path_factory.mktemp("model") / "m"
+    assert convert(str(run), dest).endswith("(otseg_jax run) → " + f"{dest} (model)")
+    return dest
+
+
+def test_a_run_becomes_a_model_that_evaluates_the_same(run, model, tmp_path):
+    report.evaluate(small.settings(init_from=str(model)), tmp_path / "eval")
+    want = json.loads((run / report.RESULTS).read_text())
+    assert json.loads((tmp_path / "eval" / report.RESULTS).read_text()) == want
+    stored = pretrained.read(model)
+    assert stored.clip.tokenizer == model / "tokenizer"
+    assert stored.spec.vocabulary == classes.VOCABULARIES["shapes"]
+    assert stored.origin.format == "otseg_jax run"
+
+
+def test_the_segmenter_and_the_evaluation_agree(run, model):
+    source = build.open_split(small.settings(), "val")
+    segmenter = otseg_jax.load(model)
+    counts = sum(
+        metrics.confusion(e["label"], segmenter(e["image"]), len(source.vocabulary))
+        for e in (source[i] for i in range(len(source)))
+    )
+    got = metrics.summary(counts, source.vocabulary.names, source.vocabulary.unseen)
+    want = json.loads((run / report.RESULTS).read_text())["otseg_plus"]
+    assert got["pixel_accuracy"] == pytest.approx(want["pixel_accuracy"], abs=0.1)
+
+
+def test_words_of_your_own(model):
+    segmenter = otseg_jax.load(model)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    names = list(segmenter.vocabulary.names)
+    prepared = segmenter.prepare(photo)
+    stored = segmenter.scores(prepared, size=(40, 56))
+    assert stored.shape == (20, 40, 56)
+    # the stored vocabulary, asked for by name: embedded anew, filled up to 32 classes
+    again = segmenter.scores(prepared, names, size=(40, 56))
+    np.testing.assert_allclose(again, stored, atol=2e-5)
+    few = segmenter.scores(prepared, [names[3], "a purple hippo"], size=(40, 56))
+    np.testing.assert_allclose(few[0], stored[3], atol=2e-5)
+    label = segmenter(photo, [names[3], "a purple hippo"])
+    np.testing.assert_array_equal(label, few.argmax(0))
+    plain = segmenter.scores(prepared, size=(40, 56), method="otseg")
+    assert not np.allclose(plain, stored)
+    with pytest.raises(ValueError, match=r"method='zegclip': this model has otseg, otseg_plus"):
+        segmenter.scores(prepared, method="zegclip")
+    with pytest.raises(ValueError, match=r"names\[0\] is blank"):
+        segmenter.embed([" "])
+
+
+def test_training_starts_from_a_model_directory(model, tmp_path):
+    loop.train(small.settings("transductive", init_from=str(model)), tmp_path / "run")
+    assert (tmp_path / "run" / report.RESULTS).is_file()
+    # and its run, which names the model as its CLIP, becomes a model in turn
+    convert(str(tmp_path / "run"), tmp_path / "again", hints=Hints(clip=str(model)))
+    first, second = pretrained.read(model), pretrained.read(tmp_path / "again")
+    assert second.clip.fingerprint == first.clip.fingerprint
+    np.testing.assert_array_equal(
+        second.clip.vision["blocks/0/mlp/up/kernel"], first.clip.vision["blocks/0/mlp/up/kernel"]
+    )
+    assert not np.array_equal(second.trained["q_proj/kernel"], first.trained["q_proj/kernel"])
+
+
+def test_models_that_do_not_fit_a_training(model, tmp_path):
+    def start(**changes):
+        loop.train(small.settings(init_from=str(model), **changes), tmp_path / "run")
+
+    with pytest.raises(ValueError, match=r"init_step=3: .*holds one step; leave it 0"):
+        start(init_step=3)
+    with pytest.raises(ValueError, match=r"not of this configuration's model(?s:.)*prompts/first"):
+        start(**{"model.prompt_tokens": 5})
+    with pytest.raises(ValueError, match="its text embeddings are not these"):
+        start(**{"text.templates": ("the {}.", "this {}.")})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_workdir_whose_clip_changed(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        convert(str(run), tmp_path / "m", hints=Hints(clip="nowhere"))
+    with pytest.raises(FileNotFoundError, match="holds no best checkpoint"):
+        convert(str(run), tmp_path / "m", hints=Hints(checkpoint="best"))
+    with pytest.raises(ValueError, match="no checkpoint of step 7"):
+        convert(str(run), tmp_path / "m", hints=Hints(checkpoint="7"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_trained_here_goes_to_the_original_program(model, tmp_path):
+    convert(str(model), tmp_path / "a.pth", format="mmseg")
+    state = torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"]
+    attention = torch.nn.MultiheadAttention(16, 8)
+    prefix = "decode_head.decoder_1.layers.0.self_attn."
+    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    attention.load_state_dict(own, strict=True)
+    weights = state["decode_head.loss_decode.criterion.empty_weight"]
+    assert weights.tolist() == [*[1.0] * 15, pytest.approx(0.1)]  # 15 seen classes and "none"
+    stored = pretrained.read(model)
+    np.save(tmp_path / "t.npy", stored.embeddings)
+    options = small.settings(**{"text.embeddings": str(tmp_path / "t.npy")})
+    hints = Hints(settings=options, vision_heads=2, text_heads=2)
+    back = read.load(tmp_path / "a.pth", hints=hints).model.leaves()
+    assert set(back) == set(stored.leaves())
+    # unit vectors that were read from a file are scaled to unit length once more
+    np.testing.assert_allclose(back.pop("embeddings"), stored.embeddings, atol=1e-7)
+    for name, leaf in back.items():
+        np.testing.assert_array_equal(leaf, stored.leaves()[name])
+
+
+def real_words(clip_files) -> pretrained.Model:
+    """A small random OTSeg whose text tower reads CLIP's real tokens."""
+    shared = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 64, "embed_dim": 32}
+    vision = VisionConfig(image_size=64, patch_size=16, **shared)
+    words = TextConfig(vocab_size=49408, context_length=77, **shared)
+    config = OTSegConfig(prompt_tokens=2, iterations=5)
+    states = {
+        "text": nnx.state(TextTower(words, rngs=nnx.Rngs(1))),
+        **nnx.state(OTSeg(vision, config, rngs=nnx.Rngs(0))),
+    }
+    leaves = {name: np.asarray(leaf) for name, leaf in names.flatten(states).items()}
+    towers = {n: leaf for n, leaf in leaves.items() if n.startswith(("vision/", "text/"))}
+    loaded = clip.identified(towers, vision, words, name="test", tokenizer=clip_files / "tokenizer")
+    voc, templates = classes.VOCABULARIES["voc12"], ("a photo of a {}.", "a part of a {}.")
+    return pretrained.Model(
+        clip=loaded,
+        origin=Origin(name="test", format="random"),
+        spec=Spec(
+            dataset="voc12",
+            classes=voc.names,
+            unseen=voc.unseen,
+            palette=voc.palette,
+            templates=templates,
+            regime="inductive",
+            model=config,
+            outputs=config.outputs(),
+            mean=(120.0, 120.0, 120.0),
+            std=(60.0, 60.0, 60.0),
+            scale=(256.0, 64.0),
+            window=64,
+            stride=48,
+            seen_offset=0.1,
+            clip_source="test",
+        ),
+        trained={name: leaf for name, leaf in leaves.items() if name not in towers},
+        embeddings=loaded.embed(voc.names, templates),
+    )
+
+
+def test_real_photos_with_real_words(clip_files, photos, tmp_path):
+    pretrained.write(tmp_path / "m", real_words(clip_files))
+    segmenter = otseg_jax.load(tmp_path / "m")
+    path = sorted((photos / "voc2012_mini").rglob("JPEGImages/*.jpg"))[0]
+    photo = np.asarray(Image.open(path).convert("RGB"))[:200, :120]
+    own = segmenter(photo, ["zebra crossing", "sky", "my neighbour's cat"])
+    assert own.shape == photo.shape[:2]
+    assert own.max() < 3
+    prepared, size = segmenter.prepare(photo), photo.shape[:2]
+    by_name = segmenter.scores(prepared, ["cat"], size=size)
+    want = segmenter.scores(prepared, size=size)[segmenter.vocabulary.names.index("cat")]
+    np.testing.assert_allclose(by_name[0], want, atol=2e-5)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as one upload and one download need."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012 (one hub per test session)
+    url = ""
+    SHA = "0123456789abcdef0123456789abcdef01234567"
+
+    def log_message(self, *arguments):
+        pass
+
+    def answer(self, value=None, *, body=b"", headers=()):
+        body = json.dumps(value).encode() if value is not None else body
+        self.send_response(200)
+        for name, content in {"Content-Length": str(len(body)), **dict(headers)}.items():
+            self.send_header(name, content)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(length)
+        if self.path.endswith("/repos/create"):
+            self.answer({"url": f"{self.url}/someone/model", "name": "someone/model"})
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            plain = {"uploadMode": "regular", "shouldIgnore": False}
+            self.answer({"files": [{"path": name, **plain} for name in names]})
+        elif "/commit/" in self.path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    self.files[value["path"]] = base64.b64decode(value["content"])
+            self.answer(
+                {
+                    "commitUrl": f"{self.url}/someone/model/commit/{self.SHA}",
+                    "commitOid": self.SHA,
+                    "success": True,
+                }
+            )
+        else:
+            self.answer({})
+
+    def do_GET(self):
+        if "/resolve/" in self.path:
+            name = self.path.split(f"/resolve/{self.SHA}/")[1]
+            body = self.files[name]
+            etag = {"ETag": f'"{abs(hash(body)):x}"', "X-Repo-Commit": self.SHA}
+            self.answer(body=body, headers=etag)
+        elif "/tree/" in self.path:
+            kind = {"type": "file", "oid": "0"}
+            self.answer([{**kind, "path": n, "size": len(b)} for n, b in self.files.items()])
+        else:
+            listing = [{"rfilename": name} for name in self.files]
+            self.answer({"id": "someone/model", "sha": self.SHA, "siblings": listing})
+
+    do_HEAD = do_GET
+
+
+def test_up_to_a_hub_and_back(model, tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    Hub.url, constants = address, huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    try:
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+        hub.upload(model, "someone/model")
+        assert sorted(Hub.files) == [
+            "config.json",
+            "model.safetensors",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+        ]
+        segmenter = otseg_jax.load("someone/model")
+        want = pretrained.read(model)
+        np.testing.assert_array_equal(segmenter.text, want.embeddings)
+        got = names.flatten(nnx.state(segmenter.model))
+        assert set(got) == set(want.model_leaves())
+        np.testing.assert_array_equal(got["q_proj/kernel"], want.trained["q_proj/kernel"])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_frozen_and_trained_leaves_are_told_by_name(model):
+    stored = pretrained.read(model)
+    graphdef, trained, frozen = nnx.split(stored.build(), TRAINABLE, ...)
+    assert all(name.startswith(f"{FROZEN}/") for name in names.flatten(frozen))
+    assert not any(name.startswith(f"{FROZEN}/") for name in names.flatten(trained))
+    assert jax.tree.leaves(nnx.merge(graphdef, trained, frozen))[0].dtype == jnp.float32

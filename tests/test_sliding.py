@@ -1,0 +1,125 @@
+"""Sliding windows and scores against the authors' numbers, and photos of any size in one pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from oracles import numbers, reference_sinkhorn, relative_error
+
+from otseg_jax import sharding
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.evaluation import metrics, sliding, windows
+from otseg_jax.models.otseg import TRAINABLE, OTSegConfig, upsample
+
+VOCABULARY = Vocabulary(tuple(f"c{k}" for k in range(7)), unseen=tiny.UNSEEN)
+OFFSET = np.where(np.isin(np.arange(7), tiny.SEEN), 0.1, 0.0).astype(np.float32)
+
+
+def make_predict(**options):
+    graphdef, trainable, frozen = nnx.split(tiny.otseg(**options), TRAINABLE, ...)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    text = tiny.text("transductive")
+    return sliding.make_predict(
+        graphdef, trainable, frozen, text, mesh=mesh, outputs=OTSegConfig().outputs()
+    )
+
+
+@pytest.mark.parametrize(
+    ("regime", "offset"), [("inductive", OFFSET), ("transductive", 0 * OFFSET)]
+)
+def test_scores_equal_the_authors(regime, offset):
+    predict = make_predict(transport=reference_sinkhorn)
+    logits = predict(np.asarray(tiny.image()))["otseg_plus"]
+    ours = jax.nn.sigmoid(upsample(jnp.asarray(logits), (32, 32))) - offset[None, :, None, None]
+    assert relative_error(ours, numbers("otseg_tiny_io")[f"scores_{regime}"]) < 1e-5
+
+
+def slide(predict, image, size):
+    """Scores of a whole image at (a bucket of) `size`, cut to it."""
+    height, width = image.shape[:2]
+    origins = windows.grid(height, width, window=32, stride=24)
+    cut = windows.cut(image, origins, window=32)
+    # one window at a time, as the authors do: their stop depends on what shares a batch
+    logits = np.concatenate([predict(one[None])["otseg_plus"] for one in cut])
+    canvas = (windows.bucket(height), windows.bucket(width))
+    padded = sliding.scores(
+        jnp.asarray(logits),
+        jnp.asarray(origins),
+        jnp.ones(len(origins)),
+        jnp.asarray(OFFSET),
+        jnp.array([height, width], jnp.int32),
+        jnp.array(size, jnp.int32),
+        window=32,
+        canvas=canvas,
+        output=(windows.bucket(size[0]), windows.bucket(size[1])),
+    )
+    return padded[:, : size[0], : size[1]]
+
+
+def test_sliding_windows_equal_the_authors():
+    expected = numbers("otseg_tiny_io")
+    predict = make_predict(transport=reference_sinkhorn)
+    image = np.asarray(tiny.image("image_slide")[0])
+    native = slide(predict, image, (48, 72))
+    assert relative_error(native, expected["scores_slide"][0]) < 1e-5
+    rescaled = slide(predict, image, (60, 90))
+    assert relative_error(rescaled, expected["scores_slide_rescaled"][0]) < 1e-5
+
+
+def examples(sizes):
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        yield {
+            "image": rng.normal(size=(height, width, 3)).astype(np.float32),
+            "label": rng.integers(0, 7, (2 * height, 2 * width)).astype(np.int16),
+            "name": str(number),
+        }
+
+
+def test_photos_of_any_size_share_batches():
+    sizes = [(48, 72), (32, 32), (20, 90), (70, 33), (10, 10)]
+    predict, found, batches = make_predict(), {}, []
+
+    def counted(batch):
+        batches.append(batch.shape)
+        return predict(batch)
+
+    options = {"window": 32, "stride": 24, "seen_offset": 0.1}
+    results = sliding.evaluate(
+        counted,
+        examples(sizes),
+        VOCABULARY,
+        total=len(sizes),
+        batch_size=4,
+        on_photo=lambda number, example, maps: found.update({number: maps}),
+        **options,
+    )
+    assert set(batches) == {(4, 32, 32, 3)}, "one shape, so one compile"
+    assert set(results) == {"otseg", "otseg_plus"}
+    counts = np.zeros((7, 7), np.int64)
+    for number, example in enumerate(examples(sizes)):
+        height, width = sizes[number]
+        image = np.pad(
+            example["image"], ((0, max(32 - height, 0)), (0, max(32 - width, 0)), (0, 0))
+        )
+        # the plain way: the padded image alone, windows one by one, cut to the photo at the end
+        expected = slide_plain(predict, image, (height, width), example["label"].shape)
+        np.testing.assert_array_equal(found[number]["otseg_plus"], expected)
+        counts += metrics.confusion(example["label"], expected, 7)
+    summary = metrics.summary(counts, VOCABULARY.names, VOCABULARY.unseen)
+    assert results["otseg_plus"] == summary
+
+
+def slide_plain(predict, image, size, output):
+    height, width = image.shape[:2]
+    total, weight = np.zeros((7, height, width)), np.zeros((height, width))
+    for y, x in windows.grid(*size, window=32, stride=24):
+        z = jnp.asarray(predict(image[None, y : y + 32, x : x + 32])["otseg_plus"])
+        found = jax.nn.sigmoid(upsample(z, (32, 32)))[0] - OFFSET[:, None, None]
+        total[:, y : y + 32, x : x + 32] += found
+        weight[y : y + 32, x : x + 32] += 1
+    mean = (total / weight)[:, : size[0], : size[1]].astype(np.float32)
+    resized = jax.image.resize(mean, (7, *output), "bilinear", antialias=False)
+    return np.argmax(np.asarray(resized), axis=0)

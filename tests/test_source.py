@@ -1,0 +1,326 @@
+"""CLIP in every format that it is published in: the same leaves, or one clear error."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import openai_clip
+import pytest
+import torch
+from flax import serialization
+from safetensors.numpy import save_file
+from test_hugging_face import torch_clip
+from transformers import CLIPConfig, CLIPModel
+
+from otseg_jax import build
+from otseg_jax.models.clip import TextConfig, VisionConfig
+from otseg_jax.weights import clip, files, hugging_face, openai, rules, source
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hf")
+    torch_clip().save_pretrained(folder)
+    return folder
+
+
+def beside(hf: Path, folder: Path) -> Path:
+    """A folder with the configuration alone, to put other weight files in."""
+    (folder / "config.json").write_text((hf / "config.json").read_text())
+    return folder
+
+
+def flax_tree(state: dict[str, torch.Tensor]) -> dict:
+    """What transformers' converter made of a torch state dict, by the kind of each weight."""
+    tree: dict = {}
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        array = tensor.float().numpy()
+        if leaf == "weight" and array.ndim == 4:
+            leaf, array = "kernel", array.transpose(2, 3, 1, 0)
+        elif leaf == "weight" and "embedding" in path[-1]:
+            leaf = "embedding"
+        elif leaf == "weight" and array.ndim == 2:
+            leaf, array = "kernel", array.T
+        elif leaf == "weight":
+            leaf = "scale"
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = np.ascontiguousarray(array) if array.ndim else array
+    return tree
+
+
+def test_pytorch_model_bin_is_read_as_safetensors(hf, tmp_path):
+    folder = beside(hf, tmp_path)
+    torch.save(torch_clip().state_dict(), folder / "pytorch_model.bin")
+    assert hugging_face.load(folder).fingerprint == hugging_face.load(hf).fingerprint
+
+
+def test_flax_model_msgpack_is_read_as_safetensors(hf, tmp_path):
+    folder = beside(hf, tmp_path)
+    tree = flax_tree(torch_clip().state_dict())
+    (folder / "flax_model.msgpack").write_bytes(serialization.to_bytes(tree))
+    assert hugging_face.load(folder).fingerprint == hugging_face.load(hf).fingerprint
+    whole = (folder / "flax_model.msgpack").read_bytes()
+    for share in (0.001, 0.5, 0.999):
+        (folder / "flax_model.msgpack").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ValueError, match=r"flax_model\.msgpack .*damaged or cut short"):
+            hugging_face.load(folder)
+
+
+def test_sharded_checkpoints(hf, tmp_path):
+    want = hugging_face.load(hf).fingerprint
+    torch_clip().save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    assert hugging_face.load(tmp_path).fingerprint == want
+
+    state = torch_clip().state_dict()
+    names, index = list(state), {}
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    beside(hf, folder)
+    for part in range(3):
+        shard = {name: state[name] for name in names[part::3]}
+        torch.save(shard, folder / f"pytorch_model-{part}.bin")
+        index |= dict.fromkeys(shard, f"pytorch_model-{part}.bin")
+    listing = folder / "pytorch_model.bin.index.json"
+    listing.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    assert hugging_face.load(folder).fingerprint == want
+
+    for change, message in (
+        (lambda i: {**i, names[0]: "../model.bin"}, "outside of its own folder: refused"),
+        (lambda i: {**i, "surplus": "pytorch_model-0.bin"}, r"lack \['surplus'\]"),
+        (lambda i: {n: f for n, f in i.items() if n != names[0]}, "does not list"),
+        (lambda i: [], "is not the index of a sharded checkpoint"),
+    ):
+        listing.write_text(json.dumps({"weight_map": change(index)}))
+        with pytest.raises(ValueError, match=message):
+            hugging_face.load(folder)
+    listing.write_text(json.dumps({"weight_map": {**index, "x": "pytorch_model-9.bin"}}))
+    with pytest.raises(FileNotFoundError, match=r"not there: pytorch_model-9\.bin"):
+        hugging_face.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_in_torch_files(hf, tmp_path, dtype):
+    folder, model = beside(hf, tmp_path), torch_clip().to(dtype)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    clip = hugging_face.load(folder)
+    want = model.vision_model.embeddings.class_embedding.detach().float().numpy()
+    np.testing.assert_array_equal(clip.vision["class_embedding"], want)
+    assert {leaf.dtype for leaf in clip.vision.values()} == {np.dtype(np.float32)}
+
+
+def features(clip, image, tokens):
+    vision, text = clip.build_vision(), clip.build_text()
+    encoded = jax.jit(lambda x: vision.project(vision.encode(x)))(jnp.asarray(image))
+    return np.asarray(encoded), np.asarray(jax.jit(lambda x: text(x))(jnp.asarray(tokens)))
+
+
+def check_features(model: openai_clip.CLIP, clip):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    tokens = rng.integers(1, 62, size=(3, 12))
+    tokens[0, -1] = tokens[1, 5] = tokens[2, 1] = 63
+    with torch.no_grad():
+        want = model(torch.tensor(image).permute(0, 3, 1, 2), torch.tensor(tokens))
+    for got, expected in zip(features(clip, image, tokens), want, strict=True):
+        scale = expected.abs().max()
+        np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-5 * scale)
+
+
+def open_clip_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of open_clip's models with a text tower of their own."""
+    inside = ("transformer.", "token_embedding", "positional_embedding", "ln_final", "text_proj")
+    return {f"text.{n}" if n.startswith(inside) else n: tensor for n, tensor in state.items()}
+
+
+def test_openai_files_and_state_dicts(tmp_path):
+    model = openai_clip.make()
+    openai_clip.script(model, tmp_path / "ViT.pt")
+    clip = source.find(tmp_path / "ViT.pt").clip
+    check_features(model, clip)
+    state = model.state_dict()
+    # the state dict of OpenAI's own files holds three numbers besides
+    numbers = {n: torch.tensor(1) for n in ("input_resolution", "context_length", "vocab_size")}
+    for name, value in {
+        "state_dict.pt": {**state, **numbers},
+        "checkpoint.pt": {"epoch": 3, "name": "run", "state_dict": state, "optimizer": {}},
+        "distributed.pt": {"state_dict": {f"module.{n}": tensor for n, tensor in state.items()}},
+        "open_clip.pt": {**open_clip_names(state), "text.attn_mask": torch.ones(2, 2)},
+    }.items():
+        torch.save(value, tmp_path / name)
+        found = source.find(tmp_path / name)
+        assert (found.kind, found.format) == ("clip", "openai")
+        assert found.clip.fingerprint == clip.fingerprint, name
+
+
+def test_openai_half_precision(tmp_path):
+    model = openai_clip.make().half()
+    openai_clip.script(model, tmp_path / "ViT.pt")
+    clip = source.find(tmp_path / "ViT.pt").clip
+    check_features(model.float(), clip)
+
+
+def test_open_clip_folders_tell_heads_and_activation(tmp_path):
+    model = openai_clip.make()
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    save_file(arrays, tmp_path / "open_clip_model.safetensors")
+    sizes = {"width": 128, "head_width": 32, "layers": 2, "patch_size": 8, "image_size": 32}
+    config = {"embed_dim": 32, "vision_cfg": sizes, "text_cfg": {"heads": 4, "width": 64}}
+    path = tmp_path / "open_clip_config.json"
+    path.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    clip = source.find(tmp_path).clip
+    assert (clip.vision_config.heads, clip.text_config.heads) == (4, 4)
+    assert clip.vision_config.activation == clip.text_config.activation == "gelu"
+    path.write_text(json.dumps({"model_cfg": {**config, "quick_gelu": True}}))
+    assert source.find(tmp_path).clip.vision_config.activation == "quick_gelu"
+    assert source.find(tmp_path, vision_heads=2).clip.vision_config.heads == 2
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"open_clip_config\.json does not describe a ViT CLIP"):
+        source.find(tmp_path)
+
+
+def test_every_openai_leaf_goes_back(tmp_path):
+    model = openai_clip.make()
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    found = source.find(tmp_path / "a.pt")
+    back = rules.invert(found.rules, found.clip.leaves())
+    state = {n: t.numpy() for n, t in model.state_dict().items() if n != "logit_scale"}
+    assert set(back) == set(state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias is not in the source"),
+        (lambda s: s.update(surplus=torch.ones(1)), "unmapped: surplus is in the source"),
+        (lambda s: s.pop("visual.proj"), "visual.proj is missing"),
+        (lambda s: s.pop("visual.conv1.weight"), "a ResNet's cannot be used"),
+        (lambda s: s["ln_final.bias"].fill_(float("nan")), r"not finite, in text/ln_final/bias"),
+        (lambda s: s["visual.proj"].__setitem__((0, 0), float("inf")), r"projection/kernel \(1 of"),
+    ],
+)
+def test_openai_files_that_do_not_fit(tmp_path, change, message):
+    state = openai_clip.make().state_dict()
+    change(state)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message) as error:
+        source.find(tmp_path / "a.pt")
+    assert str(tmp_path / "a.pt") in str(error.value)
+
+
+def test_heads_that_no_file_tells(tmp_path):
+    torch.save(openai_clip.make(width=192).state_dict(), tmp_path / "a.pt")
+    assert source.find(tmp_path / "a.pt").clip.vision_config.heads == 3
+    arrays = {n: t.numpy() for n, t in openai_clip.make().state_dict().items()}
+    arrays["visual.conv1.weight"] = np.zeros((100, 3, 8, 8), np.float32)
+    with pytest.raises(ValueError, match=r"100 channels wide.*give --vision_heads"):
+        openai.load(arrays, Path("a.pt"))
+
+
+def test_lone_files_and_other_content(hf, tmp_path):
+    assert (
+        source.find(hf / "model.safetensors").clip.fingerprint == source.find(hf).clip.fingerprint
+    )
+    lone = tmp_path / "model.safetensors"
+    lone.write_bytes((hf / "model.safetensors").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"no config\.json beside it"):
+        source.find(lone)
+    save_file({"conv.weight": np.zeros(3, np.float32)}, lone)
+    with pytest.raises(ValueError, match=r"holds no CLIP.*named like conv\.weight"):
+        source.find(lone)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt holds a list, wanted weights by name"):
+        source.find(tmp_path / "list.pt")
+    torch.save({"meta": {"a": 1}}, tmp_path / "none.pt")
+    with pytest.raises(ValueError, match=r"holds no weights by name, only meta"):
+        source.find(tmp_path / "none.pt")
+
+
+def test_msgpack_and_nesting_made_to_harm(tmp_path):
+    def deep(levels):
+        return {"a": deep(levels - 1)} if levels else {"a": np.zeros(1, np.float32)}
+
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(serialization.msgpack_serialize(deep(100)))
+    with pytest.raises(ValueError, match="nests deeper than 64 levels"):
+        files.read(path)
+    code = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."  # a dict that holds itself
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as file:
+        file.writestr("a/data.pkl", code)
+    with pytest.raises(ValueError, match="nests deeper than 64 levels"):
+        files.read(tmp_path / "a.pt")
+    lie = {"a": np.zeros(4, np.float32)}
+    whole = serialization.msgpack_serialize(lie)
+    path.write_bytes(whole.replace(b"float32", b"object "))
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        files.read(path)
+
+
+def test_clip_source_takes_every_format(hf, tmp_path):
+    openai_clip.script(openai_clip.make(), tmp_path / "ViT.pt")
+    found = build.load_clip(tmp_path / "ViT.pt", image_size=64).clip
+    assert found.vision_config.image_size == 64
+    assert found.vision["position_embedding"].shape == (65, 128)
+    assert found.build_text()(jnp.ones((1, 12), jnp.int32)).shape == (1, 32)
+    with pytest.raises(ValueError, match="holds no tokenizer: convert it again with --tokenizer"):
+        found.tokenise(["cat"])
+
+
+SIZES = {  # width, layers, heads, patch, image, text width, text heads, embedding
+    "B/32": (768, 12, 12, 32, 224, 512, 8, 512),
+    "B/16": (768, 12, 12, 16, 224, 512, 8, 512),
+    "L/14": (1024, 24, 16, 14, 224, 768, 12, 768),
+    "L/14@336": (1024, 24, 16, 14, 336, 768, 12, 768),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_towers_are_covered_name_by_name(name):
+    """Names and shapes of transformers' and OpenAI's models, which take no memory here."""
+    width, layers, heads, patch, size, text_width, text_heads, embed = SIZES[name]
+    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    vision |= {"intermediate_size": 4 * width, "patch_size": patch, "image_size": size}
+    text = {"hidden_size": text_width, "num_attention_heads": text_heads}
+    text |= {"intermediate_size": 4 * text_width}
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed)
+    sizes = {"size": size, "patch": patch, "width": width, "layers": layers, "out": embed}
+    sizes |= {"vocab": 49408, "context": 77, "text_width": text_width, "text_layers": 12}
+    with torch.device("meta"):
+        models = {"hf": CLIPModel(config), "openai": openai_clip.CLIP(**sizes)}
+    shared = {"embed_dim": embed}
+    ours = (
+        VisionConfig(
+            image_size=size,
+            patch_size=patch,
+            width=width,
+            layers=layers,
+            **{"heads": heads, "mlp_width": 4 * width, **shared},
+        ),
+        TextConfig(
+            vocab_size=49408,
+            context_length=77,
+            width=text_width,
+            layers=12,
+            **{"heads": text_heads, "mlp_width": 4 * text_width, **shared},
+        ),
+    )
+    target = clip.shapes(*ours)
+    for kind, table, unused in (
+        ("hf", hugging_face.rules(layers, 12), hugging_face.UNUSED),
+        ("openai", openai.rules(layers, 12), openai.UNUSED),
+    ):
+        zero = np.zeros((), np.float32)
+        arrays = {n: np.broadcast_to(zero, t.shape) for n, t in models[kind].state_dict().items()}
+        assert set(rules.fill(table, arrays, target, unused=unused)) == set(target)
+        if kind == "openai":
+            assert openai.vision_config(arrays, "visual.", "file") == ours[0]
+            assert openai.text_config(arrays, "", "file") == ours[1]
