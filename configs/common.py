@@ -115,7 +115,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 # subtracted from the scores of seen classes; None: 0.1 if inductive, else 0
                 "seen_offset": ml_collections.config_dict.placeholder(float),
                 "mps_weight": 0.5,  # of the MPS path in OTSeg+
-                "checkpoint": "latest",  # latest | best | a step
+                "checkpoint": "latest",  # latest | best | half (of the schedule) | a step
                 "images": 0,  # of the validation split; 0: all
                 "save_predictions": False,  # palette PNGs in workdir/predictions
             },

@@ -5,7 +5,9 @@ r"""Your own data: photos, label maps and a class list in one folder.
 
 my_data holds images/{train,val}/*.jpg (or .png), labels/{train,val}/*.png with class ids 0..K-1 and
 255 where nothing is labelled, and classes.csv: the header `name,split`, then one line per class in
-the order of the ids, split being `seen` or `unseen`.
+the order of the ids, split being `seen` or `unseen`; a third column `colour` (six hexadecimal
+digits) is optional. With more than 255 classes the label maps are 16-bit grey PNGs, and 65535 is
+where nothing is labelled.
 """
 
 from configs import common

@@ -3,7 +3,7 @@
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
 
 Nothing is downloaded: images are drawn from a seed, and the CLIP comes with the package
-(`experiments/pretrain_shapes_clip.py`). It has read captions of all 100 combinations of pattern,
+(`experiments/shapes_clip/pretrain.py`). It has read captions of all 100 combinations of pattern,
 colour and shape, and never seen a mask, so unseen classes are found by their names, as with a real
 CLIP. Two more vocabularies name the same pictures, for evaluation across vocabularies:
 

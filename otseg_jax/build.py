@@ -40,26 +40,17 @@ DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes
 
 @dataclass(frozen=True)
 class Experiment:
-    """What training and evaluation work on.
-
-    Attributes:
-        vocabulary: classes of the data set.
-        regime: how they are trained.
-        graphdef: structure of the model, to be merged with `trainable` and `frozen`.
-        trainable: initial state of what learns, whole on every device.
-        frozen: state of the CLIP tower, its large leaves split over the mesh's `model` axis.
-        text: unit length, whole on every device.
-    """
+    """What training and evaluation work on."""
 
     settings: Settings
     spec: Spec
     vocabulary: classes.Vocabulary
     regime: regimes.Regime
     mesh: Mesh
-    graphdef: Any
-    trainable: Any
-    frozen: Any
-    text: Float[Array, "k n c"]
+    graphdef: Any  # structure of the model, to be merged with `trainable` and `frozen`
+    trainable: Any  # initial state of what learns, whole on every device
+    frozen: Any  # state of the CLIP tower, large leaves split over the mesh's `model` axis
+    text: Float[Array, "k n c"]  # unit length, whole on every device
 
     @property
     def record(self) -> Record:
@@ -68,31 +59,18 @@ class Experiment:
 
 
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
-    """The plain settings that a configuration (`configs/common.py`) asks for, checked.
-
-    Raises:
-        ValueError: every problem, named by its field, in one message.
-    """
+    """The plain settings that a configuration (`configs/common.py`) asks for; `settings.check`."""
     return settings.check(config.to_dict())
 
 
 def open_split(options: Settings, split: str) -> Split:
-    """Index one split, "train" or "val", of the data set: examples {"image", "label", "name"}.
-
-    Raises:
-        FileNotFoundError, ValueError: as `folders.index` and `Shapes`.
-    """
+    """Index one split, "train" or "val", of the data set; errors as of `folders.index`."""
     data = options.data
     if data.dataset not in DATASETS:
         raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
     if data.dataset in shapes.WORDS:
-        return shapes.Shapes(
-            split,
-            size=data.images[split],
-            image_size=data.crop,
-            seed=options.seed,
-            words=data.dataset,
-        )
+        size, words = data.images[split], data.dataset
+        return shapes.Shapes(split, size=size, image_size=data.crop, seed=options.seed, words=words)
     if not data.root:
         raise ValueError(
             f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"
@@ -129,10 +107,7 @@ def train_batches(options: Settings, split: Split, start: int) -> Iterator[dict[
 
 
 def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
-    """The classes alone, where the photos need not be at hand.
-
-    Args:
-        listing: file `name,split` of other classes than the data set's.
+    """The classes alone, without the photos; `listing` is a file `name,split` of other ones.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or a data set without known classes.
@@ -148,14 +123,11 @@ def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
 
 
 def load_clip(place: str | Path, *, image_size: int | None = None) -> Pretrained:
-    """Load a CLIP: alone, or with the model that it lies in.
+    """Load a CLIP, alone or with the model that it lies in; errors as of `weights.source.find`.
 
     Args:
         place: model directory, Hugging Face or open_clip folder, file of OpenAI's, or hub name.
         image_size: side of the images to come, pixels; None: as stored.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights.source.find` and `pretrained.read`.
     """
     found = source.find(place)
     if found.kind == "model":
@@ -171,11 +143,7 @@ def load_clip(place: str | Path, *, image_size: int | None = None) -> Pretrained
 
 
 def open_clip(options: Settings) -> Pretrained:
-    """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_clip`.
-    """
+    """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from."""
     crop, place = options.data.crop, options.clip.source
     if options.init_from and source.is_model(options.init_from):
         if place != options.init_from:
@@ -193,13 +161,10 @@ def embed(
     """Text embeddings of a model's classes, and its description with the identity of both.
 
     They come from the file that the options name, from the model that the CLIP lies in where it is
-    of these classes and templates, or from the text tower.
-
-    Raises:
-        FileNotFoundError, ValueError: as `text.read_embeddings` and `Clip.embed`.
+    of these classes and templates, or from the text tower; errors as of `text.read_embeddings` and
+    `Clip.embed`.
     """
-    loaded, stored = found.clip, found if isinstance(found, Model) else None
-    made_by = stored.spec.text_fingerprint if stored else loaded.text_fingerprint
+    loaded, words = found.clip, (described.classes, described.templates)
     if options.text.embeddings:
         embeddings = text.read_embeddings(
             options.text.embeddings,
@@ -208,21 +173,18 @@ def embed(
             width=loaded.vision_config.embed_dim,
         )[:, : len(described.templates)]
         made_by = names.fingerprint({"embeddings": embeddings})
-    key = text.vocabulary_hash(described.classes, described.templates, made_by)
-    if not options.text.embeddings:
-        if stored and stored.spec.vocabulary_hash == key:
-            embeddings = stored.embeddings
-        else:
-            embeddings = loaded.embed(
-                described.classes, described.templates, cache=options.text.cache
-            )
-            made_by = loaded.text_fingerprint
-            key = text.vocabulary_hash(described.classes, described.templates, made_by)
+    elif isinstance(found, Model) and found.spec.vocabulary_hash == text.vocabulary_hash(
+        *words, found.spec.text_fingerprint
+    ):
+        embeddings, made_by = found.embeddings, found.spec.text_fingerprint
+    else:
+        embeddings = loaded.embed(*words, cache=options.text.cache)
+        made_by = loaded.text_fingerprint
     return embeddings, replace(
         described,
         clip_fingerprint=loaded.fingerprint,
         text_fingerprint=made_by,
-        vocabulary_hash=key,
+        vocabulary_hash=text.vocabulary_hash(*words, made_by),
     )
 
 
@@ -233,14 +195,11 @@ def assemble(
     mesh: Mesh | None = None,
     transport: Transport | None = None,
 ) -> Experiment:
-    """Build everything but the data.
+    """Build everything but the data, on the devices of a mesh.
 
     Args:
         mesh: None: as `options.mesh` says.
         transport: solver of transport plans; None: as `options.model` says.
-
-    Returns:
-        The experiment, its arrays on the devices of the mesh.
 
     Raises:
         FileNotFoundError, ValueError: settings that do not fit together, CLIP weights or text
@@ -256,13 +215,12 @@ def assemble(
         )
     embeddings, described = embed(spec.describe(options, vocabulary), found, options)
     graphdef, trainable, frozen = build(options, found.clip, mesh, transport)
+    unseen = vocabulary.unseen
     return Experiment(
         settings=options,
         spec=described,
         vocabulary=vocabulary,
-        regime=regimes.resolve(
-            options.regime, num_classes=len(vocabulary), unseen=vocabulary.unseen
-        ),
+        regime=regimes.resolve(options.regime, num_classes=len(vocabulary), unseen=unseen),
         mesh=mesh,
         graphdef=graphdef,
         trainable=trainable,
@@ -277,13 +235,8 @@ def build(
     """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen."""
 
     def make() -> OTSeg:
-        return OTSeg(
-            loaded.vision_config,
-            options.model,
-            transport=transport,
-            dtype=jnp.dtype(options.dtype),
-            rngs=nnx.Rngs(options.seed),
-        )
+        vision, dtype, rngs = loaded.vision_config, jnp.dtype(options.dtype), nnx.Rngs(options.seed)
+        return OTSeg(vision, options.model, transport=transport, dtype=dtype, rngs=rngs)
 
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     trainable, frozen = states

@@ -28,16 +28,12 @@ def parse(
     required: Sequence[str] = (),
     usage: str = "",
 ) -> list[str]:
-    """Parse a command line.
+    """Parse a command line, the program's name first; return the arguments that are no flags.
 
     Args:
-        argv: the program's name first.
         config: the configuration flag; every field of it is a flag.
         required: flags that must be given.
         usage: printed for --help, before the list of flags.
-
-    Returns:
-        The arguments that are no flags.
 
     Raises:
         SystemExit: after --help, or with one line for a flag, field or file that does not exist.
@@ -53,7 +49,8 @@ def parse(
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}: run from the folder that holds `configs`")
     except OSError as error:
-        sys.exit(f"error: --config cannot be read: {error}")
+        # the lines before tell of every way that the name was tried
+        sys.exit(f"error: --config cannot be read: {str(error).splitlines()[-1].strip()}")
     if values["help"].value:
         print(usage, values.get_help(), sep="\n")
         sys.exit(0)
@@ -66,15 +63,12 @@ def parse(
 def run(work: Callable[[], None]) -> None:
     """Do the work; leave the process with a message where our own code refused.
 
-    Raises:
-        SystemExit: with "error: …" after a ValueError or OSError that this package raised; with
-            status 130 after a request to stop.
+    What our own code raises is an answer to whoever typed the command; what a library raises is a
+    fault of ours, and keeps its traceback. After a request to stop the status is 130.
     """
     try:
         work()
     except (ValueError, OSError) as error:
-        # What our own code raises is an answer to whoever typed the command; what a library raises
-        # is a fault of ours, and keeps its traceback.
         if not is_ours(error):
             raise
         sys.exit(f"error: {error}")

@@ -37,12 +37,17 @@ def atomic(dest: str | os.PathLike[str]) -> Iterator[epath.Path]:
             part.unlink(missing_ok=True)
 
 
-def check_free(dest: str | os.PathLike[str]) -> None:
-    """Refuse a destination that is taken, or in a folder that is not there.
+@contextlib.contextmanager
+def new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill, that takes the free name `dest` when all went well; as `atomic`."""
+    check_free(dest)
+    with atomic(dest) as part:
+        part.mkdir()
+        yield Path(part)
 
-    Raises:
-        ValueError, FileNotFoundError: which of the two.
-    """
+
+def check_free(dest: str | os.PathLike[str]) -> None:
+    """Refuse a destination that is taken (ValueError) or below none (FileNotFoundError)."""
     path = resolve(dest)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{dest} is there already: remove it, or choose another name")
@@ -51,11 +56,7 @@ def check_free(dest: str | os.PathLike[str]) -> None:
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> Path:
-    """The folder that a run writes to, checked before anything is computed for it.
-
-    Raises:
-        ValueError: it is a file, or cannot be written to.
-    """
+    """The folder that a run writes to; a ValueError before the work if it cannot be written."""
     path = Path(workdir)
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -5,7 +5,6 @@ f32[k, H, W] through sliding windows → label map i32[H, W], indices into the c
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.data import transforms
 from otseg_jax.evaluation import sliding
 from otseg_jax.models.decoder import Transport
+from otseg_jax.models.outputs import Outputs
 
 BUCKET = 16  # new class names are filled up to multiples of it, so that few shapes compile
 
@@ -50,13 +50,9 @@ def load(
 
 
 class Segmenter:
-    """A trained model with its vocabulary, or with words of your own.
+    """A trained model with its vocabulary, or with words of your own; options as of `load`.
 
-    Attributes:
-        spec: the description of the model.
-        vocabulary: the classes that it was trained for.
-        model: `OTSeg` with its weights.
-        text: f32[k, n, c], unit length, the embedded vocabulary.
+    `spec` describes the model; `vocabulary` are the classes that it was trained for.
     """
 
     def __init__(
@@ -69,7 +65,7 @@ class Segmenter:
     ) -> None:
         self.spec, self.clip, self.vocabulary = model.spec, model.clip, model.spec.vocabulary
         self.model = model.build(transport=transport, dtype=dtype)
-        self.text: Float[Array, "k n c"] = jnp.asarray(model.embeddings)
+        self.text: Float[Array, "k n c"] = jnp.asarray(model.embeddings)  # of its vocabulary
         self._batch_size = batch_size
         # on one device: a photo is too little to share
         self._mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -78,18 +74,7 @@ class Segmenter:
     def __call__(
         self, photo: UInt8[np.ndarray, "H W 3"], class_names: Sequence[str] | None = None
     ) -> Int32[np.ndarray, "H W"]:
-        """Segment a photo.
-
-        Args:
-            photo: RGB, any size.
-            class_names: what to look for; None: the classes that it was trained for.
-
-        Returns:
-            Indices into the class names.
-
-        Raises:
-            ValueError: other class names than its own, and no text tower or tokenizer inside.
-        """
+        """Segment a photo, RGB of any size: indices into the class names, as of `scores`."""
         scores = self.scores(self.prepare(photo), class_names, size=photo.shape[:2])
         return np.argmax(scores, axis=0).astype(np.int32)
 
@@ -108,18 +93,18 @@ class Segmenter:
     ) -> Float[np.ndarray, "k H W"]:
         """Scores of every class at every pixel.
 
+        They are σ(logit), less the stored offset for classes that were trained with labels (a new
+        name that equals one of theirs included).
+
         Args:
             image: normalised, from `prepare`.
             class_names: what to look for; None: the classes that it was trained for.
             size: (H, W) of the result; None: that of `image`.
             method: one of `spec.outputs`; "": the main one.
 
-        Returns:
-            σ(logit), less the stored offset for classes that were trained with labels (a new name
-            that equals one of theirs included).
-
         Raises:
-            ValueError: no such method, or class names that cannot be embedded.
+            ValueError: no such method, or class names that cannot be embedded: a blank one, or new
+                ones without text tower or tokenizer inside.
         """
         spec, outputs = self.spec, self.spec.outputs
         if method and method not in outputs.mixtures:
@@ -135,15 +120,12 @@ class Segmenter:
             embeddings = jnp.pad(embeddings, [*fill, (0, 0), (0, 0)], mode="edge")
             offset = np.pad(offset, fill)
         graphdef, state = nnx.split(self.model)
+        wanted = Outputs({method: outputs.mixtures[method]}, main=method)
+        predict = sliding.make_predict(
+            graphdef, state, {}, embeddings, mesh=self._mesh, outputs=wanted
+        )
         found = sliding.photo_scores(
-            sliding.make_predict(
-                graphdef,
-                state,
-                {},
-                embeddings,
-                mesh=self._mesh,
-                outputs=replace(outputs, mixtures={method: outputs.mixtures[method]}, main=method),
-            ),
+            predict,
             image,
             offset,
             size=image.shape[:2] if size is None else size,
@@ -154,11 +136,7 @@ class Segmenter:
         return found[method][: len(names)]
 
     def embed(self, class_names: Sequence[str]) -> Float[Array, "k n c"]:
-        """Text embeddings of class names in the model's templates; kept for reuse.
-
-        Raises:
-            ValueError: a blank name, or no text tower or tokenizer in the model directory.
-        """
+        """Text embeddings of class names in the model's templates, kept for reuse; as `scores`."""
         names = tuple(class_names)
         if names not in self._embedded:
             self._embedded[names] = jnp.asarray(self.clip.embed(names, self.spec.templates))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import pydantic
+from flax import traverse_util
 from pydantic import Field
 
 from otseg_jax.data import regimes
@@ -102,11 +103,7 @@ class Eval:
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All of them.
-
-    Raises:
-        ValueError: values that do not fit together.
-    """
+    """All of them; those that do not fit together are one ValueError."""
 
     regime: str
     seed: int
@@ -146,11 +143,7 @@ class Settings:
         return templates[:1] if self.model.decoder == "cross_attention" else templates
 
     def check_devices(self, devices: int) -> None:
-        """Refuse batches that cannot be shared equally by so many devices.
-
-        Raises:
-            ValueError: every problem, in one message.
-        """
+        """Refuse, with a ValueError, batches that so many devices cannot share equally."""
         train, problems = self.train, []
         if train.batch_size % (train.accumulate * devices):
             problems.append(
@@ -197,14 +190,4 @@ def problems_of(error: pydantic.ValidationError) -> list[str]:
 
 def leaves(settings: Settings) -> dict[str, Any]:
     """Every field by its dotted name."""
-
-    def flat(group: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in group.items():
-            if isinstance(value, Mapping):
-                found |= flat(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = value
-        return found
-
-    return flat(asdict(settings), "")
+    return traverse_util.flatten_dict(asdict(settings), sep=".")

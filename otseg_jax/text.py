@@ -24,9 +24,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every template filled with every name, all templates of a class together.
-
-    Text i·n+j is class i of k, spelt as given, in template j of n, a sentence with one "{}".
+    """Every template filled with every name, spelt as given: text i·n+j is class i in template j.
 
     Raises:
         ValueError: no name, no template, a blank name, a template without exactly one "{}".
@@ -41,11 +39,8 @@ def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
         if t.count("{}") != 1
     ]
     problems += [f"names[{i}] is blank" for i, name in enumerate(names) if not name.strip()]
-    problems += [
-        f"{argument} is empty"
-        for argument, given in (("names", names), ("templates", templates))
-        if not given
-    ]
+    problems += [] if names else ["names is empty"]
+    problems += [] if templates else ["templates is empty"]
     if problems:
         raise ValueError("vocabulary: " + "; ".join(problems))
     return [template.replace("{}", name) for name in names for template in templates]
@@ -58,7 +53,6 @@ def tokenise(
 
     Args:
         tokenizer: folder with `tokenizer.json`, or `vocab.json` and `merges.txt`; or a hub name.
-        context_length: l, tokens of one row.
 
     Raises:
         FileNotFoundError: no such folder or hub name, or one without the files.
@@ -67,7 +61,7 @@ def tokenise(
     Differs:
         transformers pads with EOT; zeros are OpenAI's own, and the first EOT is found either way.
     """
-    clip = _load_tokenizer(str(tokenizer))
+    clip = _load_tokenizer(tokenizer)
     if clip.eos_token_id != len(clip) - 1:
         raise ValueError(
             f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
@@ -79,12 +73,8 @@ def tokenise(
 
 
 def save_tokenizer(tokenizer: str | Path, folder: Path) -> None:
-    """Write a tokenizer's files into a folder, from where `tokenise` reads them.
-
-    Raises:
-        FileNotFoundError, ValueError: as `tokenise`.
-    """
-    _load_tokenizer(str(tokenizer)).save_pretrained(folder)
+    """Write a tokenizer's files into a folder, where `tokenise` finds them; errors as there."""
+    _load_tokenizer(tokenizer).save_pretrained(folder)
 
 
 def holds_tokenizer(folder: Path) -> bool:
@@ -94,15 +84,12 @@ def holds_tokenizer(folder: Path) -> bool:
 
 
 def vocabulary_size(tokenizer: str | Path) -> int:
-    """How many token ids a tokenizer has.
-
-    Raises:
-        FileNotFoundError, ValueError: as `tokenise`.
-    """
-    return len(_load_tokenizer(str(tokenizer)))
+    """How many token ids a tokenizer has; errors as of `tokenise`."""
+    return len(_load_tokenizer(tokenizer))
 
 
-def _load_tokenizer(source: str) -> CLIPTokenizer:
+def _load_tokenizer(source: str | Path) -> CLIPTokenizer:
+    source = str(source)
     # from_pretrained would answer a folder without them with a vocabulary of two words
     if Path(source).is_dir() and not holds_tokenizer(Path(source)):
         raise FileNotFoundError(
@@ -121,15 +108,7 @@ def _load_tokenizer(source: str) -> CLIPTokenizer:
 def embed(
     tower: TextTower, tokens: Int[np.ndarray, "t l"], *, shape: tuple[int, int], batch: int = 256
 ) -> Float[np.ndarray, "k n c"]:
-    """Embed a vocabulary in batches of one size, so that one compile serves all.
-
-    Args:
-        tokens: class-major, as from `fill`.
-        shape: (k, n), classes and templates.
-        batch: texts at a time.
-
-    Returns:
-        Embeddings of unit length over c.
+    """Embed the texts of `fill`, for a `shape` of (k, n), `batch` of them at a time.
 
     Raises:
         ValueError: k·n is not the number of texts; an embedding is not finite, as where the
@@ -144,6 +123,7 @@ def embed(
         raw = nnx.merge(graphdef, state)(tokens)
         return raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
 
+    # batches of one size, so that one compile serves all
     batch = min(batch, len(tokens))
     padded = np.concatenate([tokens, np.repeat(tokens[-1:], -len(tokens) % batch, axis=0)])
     # done once: worth full precision, and the same on every accelerator
@@ -160,21 +140,7 @@ def embed(
 
 
 def vocabulary_hash(names: Sequence[str], templates: Sequence[str], text_fingerprint: str) -> str:
-    """SHA-256 of all that decides a vocabulary's embeddings.
-
-    Args:
-        names: class names, in order.
-        templates: templates, in order.
-        text_fingerprint: of the text tower, from `weights.names.fingerprint`.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> one = vocabulary_hash(["cat", "dog"], ["a {}."], "fingerprint")
-        >>> one == vocabulary_hash(["dog", "cat"], ["a {}."], "fingerprint")
-        False
-    """
+    """SHA-256 of all that decides a vocabulary's embeddings, the order of its classes included."""
     content = json.dumps([list(names), list(templates), text_fingerprint])
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -185,11 +151,9 @@ def cached(
     shape: tuple[int, int, int],
     make: Callable[[], Float[np.ndarray, "k n c"]],
 ) -> Float[np.ndarray, "k n c"]:
-    """Text embeddings from a folder, or made and put there; a damaged file is written anew.
+    """Embeddings of a `vocabulary_hash` from a folder, or made and put there.
 
-    Args:
-        key: `vocabulary_hash` of what is embedded.
-        shape: (k, n, c).
+    A damaged file is written anew; a folder that cannot be written to costs a warning.
     """
     path = Path(folder).expanduser() / f"{key}.npy"
     if path.is_file():
@@ -209,16 +173,10 @@ def cached(
 def read_embeddings(
     path: str | Path, *, classes: int, templates: int, width: int
 ) -> Float[np.ndarray, "k n c"]:
-    """Read a vocabulary that was embedded elsewhere.
+    """Read a vocabulary that was embedded elsewhere, and bring it to unit length.
 
     Args:
         path: .npy file, [k, n, c] or, for one template, [k, c]; any float type, any length.
-        classes: k.
-        templates: n.
-        width: c.
-
-    Returns:
-        Embeddings, normalised to unit length over c.
 
     Raises:
         FileNotFoundError: no such file.

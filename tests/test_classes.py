@@ -30,23 +30,23 @@ def test_equals_the_reference_lists(name, reference):
 def test_seen_and_unseen_partition_the_ids():
     for vocabulary in classes.VOCABULARIES.values():
         assert sorted(vocabulary.seen + vocabulary.unseen) == list(range(len(vocabulary)))
-    assert classes.VOC12.seen == tuple(range(15))
-    assert classes.ADE20K.seen == tuple(range(150))
+    assert classes.VOCABULARIES["voc12"].seen == tuple(range(15))
+    assert classes.VOCABULARIES["ade20k"].seen == tuple(range(150))
 
 
 def test_unseen_shapes_are_new_combinations_of_seen_attributes():
-    attributes = [name.split() for name in classes.SHAPES.names]
+    attributes = [name.split() for name in classes.VOCABULARIES["shapes"].names]
     assert len({(pattern, colour) for pattern, colour, _ in attributes}) == 20
     assert [len({a[axis] for a in attributes}) for axis in range(3)] == [4, 5, 5]
     # Latin: no pattern and no colour meets a shape twice
     assert len({(pattern, shape) for pattern, _, shape in attributes}) == 20
     assert len({(colour, shape) for _, colour, shape in attributes}) == 20
-    assert len(classes.SHAPES.unseen) == 5
-    for k in classes.SHAPES.unseen:
+    assert len(classes.VOCABULARIES["shapes"].unseen) == 5
+    for k in classes.VOCABULARIES["shapes"].unseen:
         for axis in range(3):
-            seen = [attributes[s][axis] for s in classes.SHAPES.seen]
+            seen = [attributes[s][axis] for s in classes.VOCABULARIES["shapes"].seen]
             assert seen.count(attributes[k][axis]) >= 2
-    assert len(set(classes.SHAPES.palette)) == 20
+    assert len(set(classes.VOCABULARIES["shapes"].palette)) == 20
 
 
 def test_default_palette_is_that_of_voc_and_distinct():
@@ -101,9 +101,16 @@ def test_reads_your_own_classes(tmp_path):
     assert vocabulary.palette == classes.default_palette(3)
 
 
+def test_colours_are_a_third_column(tmp_path):
+    path = tmp_path / "classes.csv"
+    path.write_text("name,split,colour\nsky,seen,0080ff\nsea,unseen,00008B\n")
+    assert classes.read(path).palette == ((0, 128, 255), (0, 0, 139))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("name,split,colour\nsky,seen\nsea,seen,blue\n", "line 2 is 'sky,seen'.*line 3 is"),
         ("", "the first line must be: name,split"),
         ("cat,seen\ndog,unseen\n", "the first line must be: name,split"),
         (

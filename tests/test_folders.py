@@ -66,18 +66,18 @@ def test_real_voc(photos, place):
     assert {path.parent.name for path in train.labels[62:]} == {"SegmentationClassAug"}
     val = folders.index("voc12", root, "val")
     assert len(val) == 49
-    assert val.vocabulary is classes.VOC12
+    assert val.vocabulary is classes.VOCABULARIES["voc12"]
 
 
 def test_real_voc_labels_count_the_classes_of_the_published_table(photos):
     """Images per class, counted from our ids, against the table that came with the sample."""
     lines = (photos / "voc2012_mini/class_counts.tsv").read_text().splitlines()
     expected = {row[1]: int(row[4]) for row in (line.split("\t") for line in lines[1:])}
-    counts = dict.fromkeys(classes.VOC12.names, 0)
+    counts = dict.fromkeys(classes.VOCABULARIES["voc12"].names, 0)
     for example in folders.index("voc12", photos / "voc2012_mini", "val"):
         assert example["image"].shape == (*example["label"].shape, 3)
         for k in set(np.unique(example["label"])) - {IGNORE}:
-            counts[classes.VOC12.names[k]] += 1
+            counts[classes.VOCABULARIES["voc12"].names[k]] += 1
     assert counts == {name: expected[name] for name in counts}
     assert sum(counts.values()) > 49
 
@@ -103,7 +103,7 @@ def test_real_ade_reduces_zero(photos):
     # 1, 2 and 3 on disk, by objectInfo150.txt of the sample
     ids = np.unique(val[0]["label"])
     assert ids[0] == IGNORE
-    names = [classes.ADE20K.names[k] for k in ids[1:4]]
+    names = [classes.VOCABULARIES["ade20k"].names[k] for k in ids[1:4]]
     assert names == ["wall", "building", "sky"]
 
 
@@ -168,7 +168,7 @@ def test_context_layouts(tmp_path, lists, place):
         folder = folders.index("pascal_context", tmp_path, split)
         assert _stems(folder) == [name]
         np.testing.assert_array_equal(folder[0]["label"], [[IGNORE, 0, 58], [0, IGNORE, 58]])
-        assert folder.vocabulary is classes.PASCAL_CONTEXT
+        assert folder.vocabulary is classes.VOCABULARIES["pascal_context"]
 
 
 @pytest.mark.parametrize("place", ["", "coco_stuff164k", "MSCOCO"])

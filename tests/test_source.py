@@ -29,6 +29,7 @@ def hf(tmp_path_factory) -> Path:
 
 def beside(hf: Path, folder: Path) -> Path:
     """A folder with the configuration alone, to put other weight files in."""
+    folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text((hf / "config.json").read_text())
     return folder
 
@@ -230,6 +231,13 @@ def test_lone_files_and_other_content(hf, tmp_path):
     assert (
         source.find(hf / "model.safetensors").clip.fingerprint == source.find(hf).clip.fingerprint
     )
+    folder = beside(hf, tmp_path / "two")
+    (folder / "model.safetensors").write_bytes((hf / "model.safetensors").read_bytes())
+    other = torch_clip()
+    torch.nn.init.zeros_(other.visual_projection.weight)
+    torch.save(other.state_dict(), folder / "pytorch_model.bin")
+    named = source.find(folder / "pytorch_model.bin").clip
+    assert not named.vision["projection/kernel"].any(), "the file that was named is the one read"
     lone = tmp_path / "model.safetensors"
     lone.write_bytes((hf / "model.safetensors").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"no config\.json beside it"):

@@ -28,12 +28,6 @@ def record(
     """The JSON that describes a checkpoint, and what in it is not JSON.
 
     Metrics become plain numbers, null where not finite: numpy's scalars and NaN are not JSON.
-
-    Example:
-        >>> import numpy as np
-        >>> metrics = {"hiou": np.float32(0.5), "loss": np.nan}
-        >>> record({}, {"classes": ("cat",)}, metrics, has_text=True)[0]["metrics"]
-        {'hiou': 0.5, 'loss': None}
     """
 
     def plain(value: Any) -> Any:
@@ -55,24 +49,9 @@ def record(
 
 
 def write(folder: Any) -> None:
-    """List everything in the subfolders of a folder.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     item = pathlib.Path(name, "state")
-        ...     item.mkdir()
-        ...     (item / "a").write_bytes(b"abc"), write(item.parent), damage(item.parent, "state")
-        ...     (item / "a").write_bytes(b"abd"), damage(item.parent, "state")
-        (3, None, [])
-        (3, ['state/a has other contents'])
-    """
-    files = {
-        f.relative_to(folder).as_posix(): _fingerprint(f)
-        for item in folder.iterdir()
-        if item.is_dir()
-        for f in _files(item)
-    }
+    """List everything in the subfolders of a folder."""
+    found = [file for file in _files(folder) if file.parent != folder]
+    files = {file.relative_to(folder).as_posix(): _fingerprint(file) for file in found}
     (folder / NAME).write_text(json.dumps(files, indent=0, sort_keys=True))
 
 
@@ -102,7 +81,7 @@ def _files(folder: Any) -> Iterator[Any]:
 
 
 def _fingerprint(file: Any) -> list[int]:
-    # CRC-32 finds accidents, which is all that is asked of it, as fast as a disk reads.
+    # CRC-32 finds accidents, which is all that is asked of it, as fast as a disk reads
     size = checksum = 0
     with file.open("rb") as stream:
         for piece in iter(functools.partial(stream.read, 1 << 24), b""):

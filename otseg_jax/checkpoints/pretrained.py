@@ -50,49 +50,35 @@ class Pretrained:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Model(Pretrained):
-    """A trained model in memory, independent of the format it came in.
-
-    Attributes:
-        trained: leaves of `OTSeg` outside of its frozen tower.
-        embeddings: f32[k, n, c], unit length.
-        unused: arrays by their original names, which nothing here reads.
-    """
+    """A trained model in memory, independent of the format it came in."""
 
     spec: Spec
-    trained: Mapping[str, np.ndarray]
-    embeddings: np.ndarray
-    unused: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trained: Mapping[str, np.ndarray]  # leaves of `OTSeg` outside of its frozen tower
+    embeddings: np.ndarray  # f32[k, n, c], unit length
+    unused: Mapping[str, np.ndarray] = field(default_factory=dict)  # by their original names
 
     def model_leaves(self) -> dict[str, np.ndarray]:
         """Leaves of `OTSeg`."""
         return {**names.under("vision/", self.clip.vision), **self.trained}
 
     def leaves(self) -> dict[str, np.ndarray]:
-        """Everything with a name of ours, as `model.safetensors` holds it."""
-        return {**self.clip.leaves(), **self.trained, "embeddings": self.embeddings}
+        return {**super().leaves(), **self.trained, "embeddings": self.embeddings}
 
     def build(self, *, transport: Transport | None = None, dtype: DTypeLike = jnp.float32) -> OTSeg:
         """OTSeg with these weights.
 
-        Args:
-            transport: solver of transport plans; None: the one it was trained with.
-            dtype: of matrix products.
+        `transport` replaces the solver that it was trained with; `dtype` is of matrix products.
         """
-        vision, spec = self.clip.vision_config, self.spec
-        graphdef, state = nnx.split(
-            nnx.eval_shape(
-                lambda: OTSeg(
-                    vision, spec.model, transport=transport, dtype=dtype, rngs=nnx.Rngs(0)
-                )
-            )
-        )
-        return nnx.merge(graphdef, names.assign(state, self.model_leaves()))
+
+        def make() -> OTSeg:
+            vision, model = self.clip.vision_config, self.spec.model
+            return OTSeg(vision, model, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
+
+        return names.build(make, self.model_leaves())
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ClipPart:
-    """What `config.json` says of the CLIP."""
-
     vision: VisionConfig
     text: TextConfig | None
     fingerprint: str
@@ -103,8 +89,6 @@ class _ClipPart:
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """`config.json`."""
-
     format: str
     version: int
     clip: _ClipPart
@@ -119,8 +103,7 @@ def write(dest: str | Path, model: Pretrained) -> None:
     """Write a model directory, whole or not at all.
 
     Raises:
-        ValueError: there is something of that name already.
-        FileNotFoundError, ValueError: the tokenizer cannot be had.
+        ValueError, FileNotFoundError: the name is taken, or the tokenizer cannot be had.
     """
     paths.check_free(dest)
     with paths.atomic(dest) as folder:
@@ -156,10 +139,7 @@ def write_into(folder: Path, model: Pretrained) -> None:
 
 
 def read(source: str | Path) -> Pretrained:
-    """Read a model directory: a `Model`, or a CLIP alone.
-
-    Args:
-        source: the folder, or a hub name "owner/name".
+    """Read a model directory or hub name: a `Model`, or a CLIP alone.
 
     Raises:
         FileNotFoundError: no such folder or name, or one without the files.
@@ -200,11 +180,7 @@ def read(source: str | Path) -> Pretrained:
 
 
 def need_model(found: Pretrained, hint: str) -> Model:
-    """The trained model that was read.
-
-    Raises:
-        ValueError: it is a CLIP alone; with what to do instead.
-    """
+    """The trained model that was read; a ValueError with the hint if it is a CLIP alone."""
     if not isinstance(found, Model):
         raise ValueError(f"the model from {found.origin.name} is a CLIP alone{hint}")
     return found

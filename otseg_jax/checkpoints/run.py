@@ -4,17 +4,16 @@ One folder per step under the directory of a run, written in the background by O
 place by one rename, so that a folder named by a number is complete. It holds
 
 - `state`: the arrays of the training state, each under its plain name ("trainable/q_proj/kernel");
-- `meta`: JSON with the description of the model (configuration, class names, templates, …), the
-  metrics of the evaluation, and name, dtype and shape of every array;
+- `meta`: JSON with the run's own description, the metrics of the evaluation, and name, dtype and
+  shape of every array;
 - `text`: the text embeddings, where they were given;
 - `files.json`: the manifest, as Orbax itself restores flipped bits without a word.
-
-Arrays keep shape and dtype; their sharding is chosen anew by whoever restores.
 """
 
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,8 +26,6 @@ from otseg_jax.checkpoints import manifest
 from otseg_jax.weights import names
 
 LOGGER = logging.getLogger(__name__)
-
-PyTree = Any
 
 
 class Checkpoints:
@@ -56,31 +53,33 @@ class Checkpoints:
         """Open the checkpoints of a run, or get ready to write the first.
 
         Args:
-            directory: a folder, or a bucket ("gs://…"); need not exist.
+            directory: a folder, or a bucket ("gs://…"); need not exist, and may not be a file.
             milestones: steps never deleted, such as the one that a transductive run starts from.
             metric: key of `save(metrics=...)` that decides which is best; higher is better.
-
-        Raises:
-            ValueError: the directory is a file.
         """
-        self.directory = os.fspath(paths.resolve(directory))
+        folder = paths.resolve(directory)
+        self.directory = os.fspath(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{self.directory} is a file; wanted a folder of checkpoints")
         self._milestones, self._metric, self._saving = frozenset(milestones), metric, -1
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                # Orbax would stop at the first step with unreadable metrics: they are read below.
+                # Orbax would stop at the first step with unreadable metrics: they are read below
                 lightweight_initialize=True,
                 preservation_policy=_Keep(self._kept),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
-        if self._manager.directory.exists() and not self._manager.directory.is_dir():
-            raise ValueError(f"{self.directory} is a file; wanted a folder of checkpoints")
         self._scores: dict[int, float | None] = {}
         self._unreadable: set[int] = set()
         for step in self._manager.all_steps():
-            self._read_score(step)
+            try:
+                self._scores[step] = self._score(self._record(step))
+            except ValueError as error:
+                self._unreadable.add(step)
+                LOGGER.warning("%s; it is kept, and cannot be the best", error)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -96,11 +95,7 @@ class Checkpoints:
             self._manager.close()
 
     def wait(self) -> None:
-        """Wait until a running save is complete on disk.
-
-        Raises:
-            OSError: the save failed; older checkpoints are untouched.
-        """
+        """Wait until a running save is complete on disk; an OSError if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # any type: it comes from Orbax's threads
@@ -111,7 +106,7 @@ class Checkpoints:
             ) from error
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending; this and the next two wait for a save."""
+        """Steps of the complete checkpoints, ascending; waits for a running save."""
         self.wait()
         return sorted(self._manager.all_steps())
 
@@ -126,7 +121,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: PyTree,
+        state: Any,
         meta: Mapping[str, Any],
         *,
         text: Float32[np.ndarray, "k n c"] | None = None,
@@ -138,13 +133,12 @@ class Checkpoints:
 
         Args:
             step: finished optimiser steps, above every step that is already there.
-            state: pytree of arrays under names; a caller may reuse its buffers at once.
+            state: pytree of arrays under names.
             meta: JSON object; tuples come back as lists.
             metrics: of an evaluation at this step; null is stored for what is not finite.
 
         Raises:
-            ValueError: a step that is not new, a state that is not made of arrays, or a `meta` that
-                is not JSON (all problems in one message). Nothing is written.
+            ValueError: another kind of step, state or meta; all problems at once, nothing written.
             OSError: the save before this one failed.
         """
         problems: list[str] = []
@@ -173,20 +167,19 @@ class Checkpoints:
             items["text"] = ocp.args.PyTreeSave({"embeddings": text})
         self._scores[step], self._saving = self._score(record), step
         self._manager.directory.mkdir(parents=True, exist_ok=True)
-        # force: when to save is the caller's decision, not that of Orbax's interval.
+        # force: when to save is the caller's decision, not that of Orbax's interval
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, step: int, abstract_state: PyTree) -> PyTree:
+    def restore(self, step: int, abstract_state: Any) -> Any:
         """Restore the state of a step into the shapes and shardings of `abstract_state`.
 
         Args:
-            abstract_state: pytree of `jax.ShapeDtypeStruct` (with the sharding wanted; the first
-                local device without one) or of arrays. It may leave out whole entries of the top
-                level, such as the optimiser state. Else every name, shape and dtype must agree.
+            abstract_state: pytree of arrays or `jax.ShapeDtypeStruct`; a leaf without a sharding
+                goes to the first local device. Whole entries of the top level may be left out,
+                such as the optimiser state; else every name, shape and dtype must agree.
 
         Raises:
-            ValueError: no such step, another model's checkpoint (all differences in one message),
-                or a damaged one. Nothing on disk is changed.
+            ValueError: no such step, another model's (all differences told), or a damaged one.
         """
         targets = names.flatten(abstract_state)
         problems = names.differences(self._record(step)["leaves"], names.describe(targets))
@@ -195,23 +188,23 @@ class Checkpoints:
                 f"{self.directory}/{step} does not fit this model: {names.joined(problems)}. "
                 "Use the configuration that it was trained with (read_meta returns it)"
             )
-        leaves = names.flatten(self._read(step, "state", _restore_args(targets)))
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = {
+            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+            for n, x in targets.items()
+        }
+        tree = names.nest(shapes)
+        options = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=options, partial_restore=True)
+        leaves = names.flatten(self._read(step, "state", args))
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[k] for k in targets])
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """Read the description that was saved with a step.
-
-        Raises:
-            ValueError: no such step, or a damaged one.
-        """
+        """What was saved as `meta`; a ValueError where there is no such step, or a damaged one."""
         return self._record(step)["meta"]
 
     def read_text(self, step: int) -> Float32[np.ndarray, "k n c"]:
-        """Read the text embeddings that were saved with a step.
-
-        Raises:
-            ValueError: no such step, one without text embeddings, or a damaged one.
-        """
+        """The text embeddings that were saved with a step; a ValueError also where none were."""
         if not self._record(step)["has_text"]:
             raise ValueError(f"{self.directory}/{step} was saved without text embeddings")
         as_numpy = {"embeddings": ocp.RestoreArgs(restore_type=np.ndarray)}
@@ -240,13 +233,6 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         return self._read(step, "meta", ocp.args.JsonRestore())
 
-    def _read_score(self, step: int) -> None:
-        try:
-            self._scores[step] = self._score(self._record(step))
-        except ValueError as error:
-            self._unreadable.add(step)
-            LOGGER.warning("%s; it is kept, and cannot be the best", error)
-
     def _score(self, record: Mapping[str, Any]) -> float | None:
         return (record["metrics"] or {}).get(self._metric)
 
@@ -255,41 +241,30 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def _kept(self, steps: Collection[int]) -> set[int | None]:
-        # Unreadable ones are kept too: damage is for a person to look at, not a reason to delete.
+        # unreadable ones are kept too: damage is for a person to look at, not a reason to delete
         return {max(steps), self._best(steps), *self._milestones, *self._unreadable}
 
     def _write_manifest(self) -> None:
-        # Orbax calls this on the first process when all is written, just before the rename.
+        # Orbax calls this on the first process when all is written, just before the rename
         name = str(self._saving)
         for folder in self._manager.directory.iterdir():
             if folder.name == name or folder.name.startswith(f"{name}.orbax-checkpoint-tmp"):
                 manifest.write(folder)
 
 
+@dataclass(frozen=True)
 class _Keep:
     """Orbax preservation policy; its own "best n" deletes the newest, from which a run resumes."""
 
-    def __init__(self, kept: Callable[[Collection[int]], set[int | None]]) -> None:
-        self._kept = kept
+    kept: Callable[[Collection[int]], set[int | None]]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        kept = self._kept([checkpoint.step for checkpoint in checkpoints])
+        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _restore_args(targets: Mapping[str, Any]) -> ocp.args.CheckpointArgs:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
-        for name, x in targets.items()
-    }
-    tree = names.nest(shapes)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-    return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
-
-
 def _first_line(error: Exception) -> str:
-    # Orbax and tensorstore put pages of context behind it.
+    # Orbax and tensorstore put pages of context behind it
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 

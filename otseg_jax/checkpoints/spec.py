@@ -52,48 +52,30 @@ class Origin:
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A trained model, apart from its weights.
-
-    Attributes:
-        dataset: name of the data set it was trained on.
-        classes: names, in the order of the ids.
-        unseen: ids that had no labelled pixel.
-        templates: one prompt per class each.
-        outputs: mixtures of logit maps; `outputs.main` is the method.
-        mean: of the photos, per channel, 0..255.
-        std: likewise.
-        scale: (long, short) side that a photo is fitted into, pixels.
-        window: side of a window, pixels.
-        stride: pixels between windows.
-        seen_offset: subtracted from the scores of classes that were trained with labels.
-        clip_source: what the CLIP was called.
-        clip_fingerprint: of both towers.
-        text_fingerprint: of what made the text embeddings: the text tower, or they themselves.
-        vocabulary_hash: of class names, templates and text fingerprint.
-    """
+    """A trained model, apart from its weights."""
 
     dataset: str
-    classes: tuple[str, ...]
-    unseen: tuple[int, ...]
+    classes: tuple[str, ...]  # names, in the order of the ids
+    unseen: tuple[int, ...]  # ids that had no labelled pixel
     palette: tuple[tuple[int, int, int], ...] = field(repr=False)
-    templates: tuple[str, ...]
+    templates: tuple[str, ...]  # one prompt per class each
     regime: str
     model: OTSegConfig
-    outputs: Outputs
-    mean: tuple[float, float, float]
+    outputs: Outputs  # mixtures of logit maps; `outputs.main` is the method
+    mean: tuple[float, float, float]  # of the photos, per channel, 0..255; and so `std`
     std: tuple[float, float, float]
-    scale: tuple[float, float]
-    window: int
-    stride: int
-    seen_offset: float
-    clip_source: str
-    clip_fingerprint: str = ""
-    text_fingerprint: str = ""
-    vocabulary_hash: str = ""
+    scale: tuple[float, float]  # (long, short) side that a photo is fitted into, pixels
+    window: int  # side, pixels
+    stride: int  # pixels between windows
+    seen_offset: float  # subtracted from the scores of classes that were trained with labels
+    clip_source: str  # what the CLIP was called
+    clip_fingerprint: str = ""  # of both towers
+    text_fingerprint: str = ""  # of what made the text embeddings: the tower, or they themselves
+    vocabulary_hash: str = ""  # of class names, templates and text fingerprint
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Classes, unseen ones and colours."""
+        """Its classes as data sets describe theirs."""
         return Vocabulary(self.classes, self.unseen, self.palette)
 
 
@@ -143,11 +125,7 @@ def to_json(spec: Spec) -> dict[str, Any]:
 
 
 def from_json(data: Any, where: str) -> Spec:
-    """A description that `to_json` wrote.
-
-    Raises:
-        ValueError: every field that is missing, unknown or of another type.
-    """
+    """What `to_json` wrote; a ValueError of all fields that are missing, unknown or wrong."""
     try:
         return _ADAPTER.validate_python(data)
     except pydantic.ValidationError as error:
@@ -166,11 +144,7 @@ class Record(NamedTuple):
 
 
 def read_record(meta: Mapping[str, Any], where: str) -> Record:
-    """A record that `Record.to_json` wrote.
-
-    Raises:
-        ValueError: the record of an earlier version, or a damaged one.
-    """
+    """What `Record.to_json` wrote; a ValueError if an earlier version did, or it is damaged."""
     if "spec" not in meta or "settings" not in meta:
         raise ValueError(
             f"{where} was written by an earlier otseg_jax, whose runs were described otherwise: "
@@ -205,21 +179,13 @@ def differences(saved: Spec, here: Spec) -> list[str]:
 
 
 def check_same_model(saved: Spec, here: Spec, *, where: str) -> None:
-    """Refuse weights that were trained with another CLIP or other text embeddings.
-
-    Raises:
-        ValueError: every difference.
-    """
+    """Refuse, with all differences, weights trained with another CLIP or text embeddings."""
     if problems := differences(saved, here):
         raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
 
 
 def check_same_run(saved: Record, here: Record, *, where: str) -> None:
-    """Refuse to go on with a run that other settings began.
-
-    Raises:
-        ValueError: every field that differs, except those of `FREE`.
-    """
+    """Refuse, with all differences but those of `FREE`, a run that other settings began."""
     theirs, ours = settings.leaves(saved.settings), settings.leaves(here.settings)
     problems = [
         f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"

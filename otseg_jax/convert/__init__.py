@@ -25,17 +25,13 @@ def convert(
     check: bool = False,
     upload: str = "",
 ) -> str:
-    """Convert a source: a file, a folder or a hub name.
+    """Convert a source, a file, folder or hub name; return what was done, for people.
 
     Args:
         dest: what to write; must not be there.
-        hints: what the source does not tell.
         format: one of `WRITERS`.
-        check: write a parity report beside `dest`.
+        check: write a parity report beside `dest`, and return it, too.
         upload: hub name "owner/name" to publish a model directory under.
-
-    Returns:
-        What was done, for people; with `check` the report as Markdown.
 
     Raises:
         FileNotFoundError, ValueError: one message; nothing is left at `dest`.

@@ -17,12 +17,15 @@ and regime: --config names the configuration of its data set. `configs/common.py
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from otseg_jax import build, cli
-from otseg_jax.convert import WRITERS, Hints, convert
+from otseg_jax.convert import WRITERS, convert
+from otseg_jax.convert.hints import HELP, Hints
+from otseg_jax.models.transformer import ACTIVATIONS
 
 # a set of its own: `main` has flags of the same names
 FLAGS = flags.FlagValues()
@@ -35,51 +38,20 @@ flags.DEFINE_bool(
     "and, where torch is installed, every layer against it",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "tokenizer", "", "Tokenizer to put inside: folder or hub name", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "classes", "", "CSV file name,split, where the configuration has none", flag_values=FLAGS
-)
-flags.DEFINE_string("clip", "", "CLIP of a workdir, where it lies elsewhere now", flag_values=FLAGS)
-flags.DEFINE_string(
-    "checkpoint", "latest", "Of a workdir: latest, best or a step", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "image_size", 0, "Resize a CLIP's positions to this side, pixels", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "vision_heads", 0, "Attention heads; 0: one per 64 channels", flag_values=FLAGS
-)
-flags.DEFINE_integer("text_heads", 0, "Attention heads; 0: one per 64 channels", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "activation",
-    "",
-    ["", "quick_gelu", "gelu"],
-    'Where the file does not tell; "": quick_gelu',
-    flag_values=FLAGS,
-)
+for name, text in HELP.items():
+    default = Hints._field_defaults[name]
+    if name == "activation":
+        flags.DEFINE_enum(name, default, ["", *ACTIVATIONS], text, flag_values=FLAGS)
+    elif isinstance(default, int):
+        flags.DEFINE_integer(name, default, text, flag_values=FLAGS)
+    else:
+        flags.DEFINE_string(name, default, text, flag_values=FLAGS)
 flags.DEFINE_string(
     "upload", "", "Hub name to publish the model directory under", flag_values=FLAGS
 )
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file: configs/voc12.py", flag_values=FLAGS
 )
-
-
-def hints_of_flags() -> Hints:
-    """What the command line adds to a source."""
-    return Hints(
-        settings=None if CONFIG.value is None else build.settings_of(CONFIG.value),
-        tokenizer=FLAGS.tokenizer,
-        classes=FLAGS.classes,
-        clip=FLAGS.clip,
-        checkpoint=FLAGS.checkpoint,
-        image_size=FLAGS.image_size,
-        vision_heads=FLAGS.vision_heads,
-        text_heads=FLAGS.text_heads,
-        activation=FLAGS.activation,
-    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,19 +61,14 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__, FLAGS.get_help(), sep="\n")
         sys.exit("error: wanted SOURCE DEST")
     cli.quiet_libraries()
-    source, dest = rest
-    cli.run(
-        lambda: print(
-            convert(
-                source,
-                dest,
-                hints=hints_of_flags(),
-                format=FLAGS.format,
-                check=FLAGS.verify,
-                upload=FLAGS.upload,
-            )
-        )
-    )
+
+    def work() -> None:
+        settings = None if CONFIG.value is None else build.settings_of(CONFIG.value)
+        given: dict[str, Any] = {name: FLAGS[name].value for name in HELP}
+        how = {"format": FLAGS.format, "check": FLAGS.verify, "upload": FLAGS.upload}
+        print(convert(*rest, hints=Hints(settings, **given), **how))
+
+    cli.run(work)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,20 @@ from typing import NamedTuple
 
 from otseg_jax.settings import Settings
 
+HELP = {
+    "tokenizer": "Tokenizer to put inside: folder or hub name",
+    "classes": "CSV file name,split, where the configuration has none",
+    "clip": "CLIP of a workdir, where it lies elsewhere now",
+    "checkpoint": "Of a workdir: latest, best or a step",
+    "image_size": "Resize a CLIP's positions to this side, pixels; 0: as stored",
+    "vision_heads": "Attention heads; 0: one per 64 channels",
+    "text_heads": "Attention heads; 0: one per 64 channels",
+    "activation": 'Where the file does not tell; "": quick_gelu',
+}
+
 
 class Hints(NamedTuple):
-    """What a source does not tell.
-
-    Attributes:
-        settings: of the data set, for checkpoints of the original programs.
-        tokenizer: folder or hub name, where the source holds none.
-        classes: file `name,split` of the classes, where the settings name no data set.
-        clip: CLIP of a run, where it lies elsewhere now.
-        checkpoint: of a run: "latest", "best" or a step.
-        image_size: side in pixels to which a CLIP's positions are resized; 0: as stored.
-        vision_heads: where the file does not tell; 0: one per 64 channels.
-        text_heads: likewise.
-        activation: where the file does not tell; "": "quick_gelu".
-    """
+    """`settings` of the data set, for checkpoints of the original programs; `HELP` has the rest."""
 
     settings: Settings | None = None
     tokenizer: str = ""

@@ -6,7 +6,6 @@ them, and what the file does note of its classes is compared with these.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -26,11 +25,7 @@ FIRST, DEEP = "backbone.prompt_embeddings", "backbone.deep_prompt_embeddings"
 
 
 def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tuple[Rule, ...]]:
-    """Make a model of a checkpoint; and the table that gave its leaves.
-
-    Raises:
-        FileNotFoundError, ValueError: what does not fit, all of a kind in one message.
-    """
+    """A checkpoint's model, and the table that gave its leaves; errors tell all of a kind."""
     where, options, arrays = origin.name, hints.settings, stored.arrays
     if options is None:
         raise ValueError(
@@ -40,15 +35,14 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
         )
     vision, words = _towers(arrays, hints, where)
     options = replace(options, model=_model_config(options.model, arrays, vision.layers, where))
+    layers, text_blocks = options.model.decoder_layers, words.layers if words else 0
     table = mmseg.rules(
-        blocks=vision.layers,
-        layers=options.model.decoder_layers,
-        text_blocks=words.layers if words else 0,
-        deep=DEEP in arrays,
+        blocks=vision.layers, layers=layers, text_blocks=text_blocks, deep=DEEP in arrays
     )
-    unused = mmseg.unused(layers=options.model.decoder_layers)
+    unused = mmseg.unused(layers=layers)
     try:
-        target = _leaves_of(vision, options.model, words)
+        abstract = nnx.eval_shape(lambda: OTSeg(vision, options.model, rngs=nnx.Rngs(0)))
+        target = clip.shapes(vision, words) | names.flatten(nnx.state(abstract))
         leaves = rules.fill(table, arrays, target, unused=unused)
     except ValueError as error:
         raise ValueError(f"{where} is no OTSeg or ZegCLIP checkpoint: {error}") from error
@@ -80,15 +74,14 @@ def _towers(
     arrays: Mapping[str, np.ndarray], hints: Hints, where: str
 ) -> tuple[VisionConfig, TextConfig | None]:
     """Sizes of the towers; there may be no text tower in the file."""
-    activation = hints.activation or "quick_gelu"
+    act = hints.activation or "quick_gelu"
+    heads, prefix = hints.text_heads, "text_encoder."
     vision = openai.vision_config(
-        arrays, "backbone.", where, heads=hints.vision_heads, activation=activation
+        arrays, "backbone.", where, heads=hints.vision_heads, activation=act
     )
-    if not any(name.startswith("text_encoder.") for name in arrays):
+    if not any(name.startswith(prefix) for name in arrays):
         return vision, None
-    return vision, openai.text_config(
-        arrays, "text_encoder.", where, heads=hints.text_heads, activation=activation
-    )
+    return vision, openai.text_config(arrays, prefix, where, heads=heads, activation=act)
 
 
 def _model_config(
@@ -110,13 +103,6 @@ def _model_config(
         prompt_blocks=0 if deep == blocks else deep,
         decoder_layers=len(found),
     )
-
-
-def _leaves_of(
-    vision: VisionConfig, config: OTSegConfig, words: TextConfig | None
-) -> dict[str, Any]:
-    model = nnx.eval_shape(lambda: OTSeg(vision, config, rngs=nnx.Rngs(0)))
-    return clip.shapes(vision, words) | names.flatten(nnx.state(model))
 
 
 def _check_vocabulary(vocabulary: classes.Vocabulary, stored: files.Stored, where: str) -> None:

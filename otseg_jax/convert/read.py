@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from otseg_jax import build
-from otseg_jax.checkpoints import pretrained, trained
+from otseg_jax.checkpoints import pretrained, restore
 from otseg_jax.checkpoints.manifest import NAME as LISTING
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.run import Checkpoints
@@ -23,18 +23,12 @@ from otseg_jax.weights.rules import Rule
 
 
 class Loaded(NamedTuple):
-    """A model, and the arrays that it was made from.
-
-    Attributes:
-        format: whose naming the source follows.
-        arrays: the source's arrays by its own names; empty where it is ours.
-        rules: the table between the two.
-    """
+    """A model, and the arrays that it was made from."""
 
     model: Pretrained
-    format: str
-    arrays: Mapping[str, np.ndarray]
-    rules: tuple[Rule, ...]
+    format: str  # whose naming the source follows
+    arrays: Mapping[str, np.ndarray]  # the source's, by its own names; empty where it is ours
+    rules: tuple[Rule, ...]  # the table between the two
 
 
 def load(
@@ -42,11 +36,7 @@ def load(
     *,
     hints: Hints = Hints(),  # noqa: B008 (a named tuple is immutable)
 ) -> Loaded:
-    """Read a source of any format: file, folder or hub name.
-
-    Raises:
-        FileNotFoundError, ValueError: one message for whoever started it.
-    """
+    """Read a source of any format: file, folder or hub name; errors are one message."""
     found = source.find(
         place,
         vision_heads=hints.vision_heads,
@@ -72,8 +62,8 @@ def load(
 
 def _run(path: Path, hints: Hints) -> Model:
     """The trained weights of a run's step, and the CLIP around them."""
-    with Checkpoints(path / trained.CHECKPOINTS) as checkpoints:
-        step, record = trained.choose(checkpoints, hints.checkpoint, path)
+    with Checkpoints(path / restore.CHECKPOINTS) as checkpoints:
+        step, record = restore.choose(checkpoints, hints.checkpoint, path)
         options = replace(record.settings, init_from="")
         if hints.clip:
             options = replace(options, clip=replace(options.clip, source=hints.clip))

@@ -1,8 +1,7 @@
 """What --verify compares with, in torch: CLIP, OTSeg and ZegCLIP by equation, transformers' CLIP.
 
-`vision`, `text` and `decoder` are written apart from the models, in plain torch, and use nothing of
-`models` or `weights`. torch is an optional extra: only `verify` imports this module, and only where
-torch is present.
+`vision`, `text` and `decoder` are written apart from the models, and use nothing of `models` or
+`weights`. torch is an optional extra: only `verify` imports this module, and only where it is.
 
 Every function takes the source's `arrays` by their own names and returns the output of each layer
 by name, so that the first wrong layer shows. Arrays go in and come out as numpy: images
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
@@ -42,19 +42,15 @@ def _linear(x: Any, weights: Mapping[str, Any], name: str) -> Any:
 def _block(x: Any, w: Mapping[str, Any], name: str, *, heads: int, act: str, causal: bool) -> Any:
     y = _norm(x, w, f"{name}.ln_1")
     y = F.linear(y, w[f"{name}.attn.in_proj_weight"], w[f"{name}.attn.in_proj_bias"])
-    batch, length, width = x.shape
-    q, k, v = (
-        part.reshape(batch, length, heads, width // heads).transpose(1, 2)
-        for part in y.chunk(3, dim=-1)
-    )
+    q, k, v = rearrange(y, "b t (qkv heads c) -> qkv b heads t c", qkv=3, heads=heads)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    x = x + _linear(y.transpose(1, 2).reshape(x.shape), w, f"{name}.attn.out_proj")
+    y = rearrange(y, "b heads t c -> b t (heads c)")
+    x = x + _linear(y, w, f"{name}.attn.out_proj")
     y = _linear(_norm(x, w, f"{name}.ln_2"), w, f"{name}.mlp.c_fc")
     y = y * torch.sigmoid(1.702 * y) if act == "quick_gelu" else F.gelu(y)
     return x + _linear(y, w, f"{name}.mlp.c_proj")
 
 
-@torch.no_grad()
 def vision(
     arrays: Mapping[str, np.ndarray], prefix: str, image: np.ndarray, *, heads: int, act: str
 ) -> Layers:
@@ -63,23 +59,23 @@ def vision(
     `prefix` is "visual." (CLIP) or "backbone." (OTSeg: prompts, and the class embedding twice).
     """
     w = _tensors(arrays, prefix)
-    x = F.conv2d(torch.tensor(image).permute(0, 3, 1, 2), w["conv1.weight"], stride=_patch(w))
+    patch = w["conv1.weight"].shape[-1]
+    x = F.conv2d(torch.tensor(image).permute(0, 3, 1, 2), w["conv1.weight"], stride=patch)
     height, width = x.shape[-2:]
-    x = x.flatten(2).transpose(1, 2)
     positions = w["positional_embedding"]
     side = round((len(positions) - 1) ** 0.5)
-    grid = positions[1:].T.reshape(1, -1, side, side)
+    grid = rearrange(positions[1:], "(h w) d -> 1 d h w", h=side)
     if (height, width) != (side, side):
         grid = F.interpolate(grid, (height, width), mode="bilinear")
-    prompts = _prompts(w)
+    learned = [w[n] for n in ("prompt_embeddings", "deep_prompt_embeddings") if n in w]
+    prompts = list(_linear(torch.cat(learned), w, "prompt_proj")[:, None]) if learned else []
     first = w["class_embedding"] + positions[0]
     if prompts:  # the original program's second class embedding
         first = first + w["class_embedding"]
-    patches = x + grid.flatten(2).transpose(1, 2)
-    x = torch.cat([first.expand(len(x), 1, -1), patches], dim=1)
-    x = _norm(x, w, "ln_pre")
+    patches = rearrange(x + grid, "b d h w -> b (h w) d")
+    x = _norm(torch.cat([first.expand(len(x), 1, -1), patches], dim=1), w, "ln_pre")
     layers = {"vision embedding": x}
-    for i in range(_blocks(w)):
+    for i in range(_count(w, "transformer.resblocks.")):
         if i <= len(prompts):  # the first block without prompts of its own loses the last ones
             inner = [prompts[i].expand(len(x), -1, -1)] if i < len(prompts) else []
             x = torch.cat([x[:, :1], *inner, x[:, -height * width :]], dim=1)
@@ -91,7 +87,6 @@ def vision(
     return {name: tensor.numpy() for name, tensor in layers.items()}
 
 
-@torch.no_grad()
 def text(
     arrays: Mapping[str, np.ndarray], prefix: str, tokens: np.ndarray, *, heads: int, act: str
 ) -> Layers:
@@ -102,7 +97,7 @@ def text(
     x = w["token_embedding.weight"][torch.tensor(tokens, dtype=torch.long)]
     x = x + w["positional_embedding"][: tokens.shape[1]]
     layers = {}
-    for i in range(_blocks(w)):
+    for i in range(_count(w, "transformer.resblocks.")):
         x = _block(x, w, f"transformer.resblocks.{i}", heads=heads, act=act, causal=True)
         layers[f"text block {i}"] = x
     pooled = x[torch.arange(len(x)), torch.tensor(tokens).argmax(-1)]
@@ -110,7 +105,6 @@ def text(
     return {name: tensor.numpy() for name, tensor in layers.items()}
 
 
-@torch.no_grad()
 def decoder(
     arrays: Mapping[str, np.ndarray],
     global_embedding: np.ndarray,
@@ -123,17 +117,15 @@ def decoder(
 ) -> Layers:
     """Score maps [b, k, m] of a decoder's layers, and the logits; for OTSeg also "mps logits".
 
-    Args:
-        global_embedding: [b, c], unit length, as are `pixels` [b, m, c] and `embeddings` [k, n, c].
-        heads: of ZegCLIP's attention; 0 for OTSeg's.
-        iterations: of Sinkhorn; always all of them, where the original program may stop early.
+    `global_embedding` [b, c], `pixels` [b, m, c] and `embeddings` [k, n, c] have unit length.
+    `heads` is 0 for OTSeg. All `iterations` of Sinkhorn are done: the original may stop early.
     """
     w = _tensors(arrays, "decode_head.")
     g, memory, t = map(torch.tensor, (global_embedding, pixels, embeddings))
     product = g[:, None, None] * t[None]
     queries = _linear(torch.cat([product, t.expand_as(product)], dim=-1), w, "q_proj")
     start, layers, maps = queries, {}, []
-    for i in range(len({n.split(".")[2] for n in w if n.startswith("decoder_1.layers.")})):
+    for i in range(_count(w, "decoder_1.layers.")):
         name = f"decoder_1.layers.{i}"
         q, k, v = (
             _linear(x, w, f"{name}.multihead_attn.{part}")
@@ -142,9 +134,8 @@ def decoder(
         if heads:
             collected, score = _softmax_attention(q, k, v, heads)
         else:
-            plan, similarity = _transport(q, k, epsilon, iterations)
+            plan, score = _transport(q, k, epsilon, iterations)
             collected = torch.einsum("bkmn,bmc->bknc", plan, v)
-            score = plan[0, 0].numel() * (plan * similarity).sum(-1)  # M·N·Σₙ T·S
         collected = _linear(collected, w, f"{name}.multihead_attn.proj")
         queries = _norm(queries + collected, w, f"{name}.norm2")
         inner = _linear(F.relu(_linear(queries, w, f"{name}.linear1")), w, f"{name}.linear2")
@@ -155,8 +146,7 @@ def decoder(
     if not heads:  # OTSeg: gated by the geometric mean of the layers before
         for score in maps[:-1]:
             logits = logits * torch.sigmoid(score) ** (1 / (len(maps) - 1))
-        plan, similarity = _transport(start, memory, epsilon, iterations)
-        layers["mps logits"] = plan[0, 0].numel() * (plan * similarity).sum(-1)
+        _, layers["mps logits"] = _transport(start, memory, epsilon, iterations)
     layers["logits"] = logits
     return {name: tensor.numpy() for name, tensor in layers.items()}
 
@@ -167,8 +157,8 @@ def transformers_layers(
 ) -> Layers:
     """Outputs of every layer of both towers, as transformers computes them.
 
-    Of `clip`, the conversion, the sizes are used, and the weights only where the source names them
-    as Flax does, which transformers no longer reads.
+    Of `clip`, the conversion, the sizes are used, and weights only where the source names its own
+    as Flax does, which transformers no longer reads, or at another image size.
     """
     vision, words = clip.vision_config, clip.text_config
     assert words is not None
@@ -177,15 +167,11 @@ def transformers_layers(
     reference = CLIPModel(CLIPConfig(**described)).eval()
     if "/" in next(iter(arrays)):
         arrays = write.hugging_face_arrays(clip)
-    state = {
-        name: torch.tensor(np.array(array, np.float32))
-        for name, array in arrays.items()
-        if not name.endswith("position_ids")  # of older files: indices, not weights
-    }
+    state = _tensors(arrays, "")
     key = "vision_model.embeddings.position_embedding.weight"
     if len(state[key]) != vision.grid**2 + 1:  # resized by the conversion
         state[key] = torch.tensor(write.hugging_face_arrays(clip)[key])
-    reference.load_state_dict(state, strict=False)
+    reference.load_state_dict(state, strict=False)  # older files hold position_ids, too
     pixels = torch.tensor(image).permute(0, 3, 1, 2)
     seen = reference.vision_model(pixels, output_hidden_states=True)
     read = reference.text_model(torch.tensor(tokens), output_hidden_states=True)
@@ -202,40 +188,28 @@ def transformers_layers(
 
 
 def _softmax_attention(q: Any, k: Any, v: Any, heads: int) -> tuple[Any, Any]:
-    batch, classes, _, width = q.shape
     # ZegCLIP has one prompt per class: the classes are the queries.
     q, k, v = (
-        x.reshape(batch, -1, heads, width // heads).transpose(1, 2) for x in (q[:, :, 0], k, v)
+        rearrange(x, "b t (heads c) -> b heads t c", heads=heads) for x in (q[:, :, 0], k, v)
     )
-    logits = q @ k.transpose(-1, -2) * (width // heads) ** -0.5
-    collected = (logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, classes, 1, width)
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    collected = rearrange(logits.softmax(-1) @ v, "b heads k c -> b k 1 (heads c)")
     return collected, logits.mean(1)
 
 
 def _transport(q: Any, k: Any, epsilon: float, iterations: int) -> tuple[Any, Any]:
-    """Sinkhorn in the log domain, uniform marginals; q [b, k, n, c], k [b, m, c] → [b, k, m, n]."""
+    """Plans by Sinkhorn in the log domain, with uniform marginals, and score maps M·N·Σₙ T·S."""
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
     similarity = torch.einsum("bknc,bmc->bkmn", q, k)
     kernel = (similarity - 1) / epsilon
     m, n = similarity.shape[-2:]
-    column = torch.zeros(*similarity.shape[:2], 1, n)
-    row = torch.zeros(*similarity.shape[:2], m, 1)
+    row = column = torch.zeros(())
     for _ in range(iterations):
         row = -torch.logsumexp(kernel + column, -1, keepdim=True) - np.log(m)
         column = -torch.logsumexp(kernel + row, -2, keepdim=True) - np.log(n)
-    return torch.exp(kernel + row + column), similarity
+    plan = torch.exp(kernel + row + column)
+    return plan, m * n * (plan * similarity).sum(-1)
 
 
-def _prompts(w: Mapping[str, Any]) -> list[Any]:
-    if "prompt_embeddings" not in w:
-        return []
-    every = torch.cat([w["prompt_embeddings"], w["deep_prompt_embeddings"]])
-    return list(_linear(every, w, "prompt_proj")[:, None])
-
-
-def _patch(w: Mapping[str, Any]) -> int:
-    return w["conv1.weight"].shape[-1]
-
-
-def _blocks(w: Mapping[str, Any]) -> int:
-    return 1 + max(int(n.split(".")[2]) for n in w if n.startswith("transformer.resblocks."))
+def _count(w: Mapping[str, Any], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in w if name.startswith(prefix)})

@@ -5,9 +5,10 @@ on a seeded image, by our modules and by torch from the source's own arrays (`re
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,23 +20,19 @@ from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.convert import write as writers
 from otseg_jax.convert.read import Loaded
 from otseg_jax.models.clip import TextTower, VisionTower
-from otseg_jax.models.otseg import OTSeg
+from otseg_jax.models.otseg import OTSeg, VisualPrompts
 from otseg_jax.weights import files, rules
 
 TEXTS = 2  # token rows, and classes of a decoder, that the layers are compared on
 CONVERGED = 500  # Sinkhorn updates after which nothing moves, at the usual ε
 
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+
 
 def measure(
     loaded: Loaded, dest: str | Path, *, format: str, source: str, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure a conversion.
-
-    Args:
-        dest: what was written.
-        format: of `dest`: "model", "mmseg", "hf" or "stablehlo".
-        source: name of the source.
-        seed: of image and tokens.
+    """Measure a conversion from `source` to `dest`, written in a `format` of `convert.WRITERS`.
 
     Returns:
         JSON: {"source", "format", "sha256", "tensors": [{"name", "shape", "dtype", "delta",
@@ -43,81 +40,51 @@ def measure(
         tensor has no counterpart; scale is the largest entry of torch's output.
     """
     layers, note = [], ""
-    before, after = _round_trip(loaded, Path(dest), format)
+    tensors = list(_tensors(*_round_trip(loaded, Path(dest), format)))
     try:
         layers = list(_layers(loaded, seed))
     except ImportError:
         note = "torch is not installed: layers were not compared (pip install torch)"
     if not layers and not note:
         note = "the source is our own format: there is no torch program to compare layers with"
-    return {
-        "source": source,
-        "format": loaded.format,
-        "sha256": loaded.model.origin.sha256,
-        "tensors": list(_tensors(before, after)),
-        "layers": layers,
-        "note": note,
-    }
+    about = {"source": source, "format": loaded.format, "sha256": loaded.model.origin.sha256}
+    return {**about, "tensors": tensors, "layers": layers, "note": note}
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     tensors, layers = report["tensors"], report["layers"]
-    deltas = [row["delta"] for row in tensors if row["delta"] is not None]
+    largest = max((row["delta"] for row in tensors if row["delta"] is not None), default=0.0)
+    table = partial(tabulate, tablefmt="github", floatfmt=".3g")
     parts = [
         f"# Conversion of {report['source']}",
         f"Format {report['format']}, SHA-256 {report['sha256'] or 'unknown'}. "
-        f"{len(tensors)} tensors, largest difference after the round trip "
-        f"{max(deltas, default=0.0):g}.",
-        _table(
-            tensors,
-            {
-                "name": "tensor",
-                "shape": "shape",
-                "dtype": "dtype",
-                "delta": "max abs Δ",
-                "note": "",
-            },
-        ),
+        f"{len(tensors)} tensors, largest difference after the round trip {largest:g}.",
+        table(tensors, headers={"name": "tensor", "delta": "max abs Δ", "note": ""}),
     ]
     if layers:
-        parts.append(
-            _table(
-                layers, {"name": "layer", "delta": "max abs Δ to torch", "scale": "largest entry"}
-            )
-        )
+        heads = {"name": "layer", "delta": "max abs Δ to torch", "scale": "largest entry"}
+        parts.append(table(layers, headers=heads))
     return "\n\n".join([*parts, *filter(None, [report["note"]])]) + "\n"
 
 
-def _table(rows: list[dict[str, Any]], headers: Mapping[str, str]) -> str:
-    cells = [[row[key] for key in headers] for row in rows]
-    return tabulate(cells, list(headers.values()), tablefmt="github", floatfmt=".3g")
-
-
-def write(path: str | Path, report: Mapping[str, Any]) -> list[Path]:
+def write(path: Path, report: Mapping[str, Any]) -> list[Path]:
     """Write `path`.parity.md and `path`.parity.json; returns their paths."""
-    path = Path(path)
-    contents = {
-        path.with_name(f"{path.name}.parity.md"): to_markdown(report),
-        path.with_name(f"{path.name}.parity.json"): json.dumps(report, indent=1) + "\n",
-    }
-    for file, content in contents.items():
-        file.write_text(content, encoding="utf-8")
-    return list(contents)
+    markdown, data = Path(f"{path}.parity.md"), Path(f"{path}.parity.json")
+    markdown.write_text(to_markdown(report), encoding="utf-8")
+    data.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return [markdown, data]
 
 
-def _round_trip(
-    loaded: Loaded, dest: Path, format: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _round_trip(loaded: Loaded, dest: Path, format: str) -> tuple[Arrays, Arrays]:
     """Arrays of the source and of DEST as read back from disk, under the same names."""
     model = loaded.model
     if format == "mmseg" and isinstance(model, Model):
-        same = loaded.format == "mmseg"
-        before = dict(loaded.arrays) if same else writers.mmseg_arrays(model)
+        before = loaded.arrays if loaded.format == "mmseg" else writers.mmseg_arrays(model)
         return before, files.read(dest).arrays
     if format == "hf":
         same = loaded.format == "hugging_face"
-        before = dict(loaded.arrays) if same else writers.hugging_face_arrays(model.clip)
+        before = loaded.arrays if same else writers.hugging_face_arrays(model.clip)
         return before, files.read(dest / "model.safetensors").arrays
     written = pretrained.read(dest)
     if not loaded.rules:
@@ -125,15 +92,13 @@ def _round_trip(
     leaves = {n: x for n, x in written.leaves().items() if n != "embeddings"}
     back = rules.invert(loaded.rules, leaves)
     if isinstance(written, Model):
-        return dict(loaded.arrays), back | dict(written.unused)
-    scale = written.clip.logit_scale
-    kept = {} if scale is None else {"logit_scale": np.asarray(scale, np.float32)}
-    return dict(loaded.arrays), back | kept
+        back |= written.unused
+    elif written.clip.logit_scale is not None:
+        back["logit_scale"] = np.asarray(written.clip.logit_scale, np.float32)
+    return loaded.arrays, back
 
 
-def _tensors(
-    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
-) -> Iterator[dict[str, Any]]:
+def _tensors(before: Arrays, after: Arrays) -> Iterator[dict[str, Any]]:
     for name, array in before.items():
         note, delta = "", None
         if name not in after:
@@ -143,13 +108,8 @@ def _tensors(
         else:
             there, here = np.asarray(array, np.float64), np.asarray(after[name], np.float64)
             delta = float(np.abs(there - here).max(initial=0.0))
-        yield {
-            "name": name,
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "delta": delta,
-            "note": note,
-        }
+        about = {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+        yield {**about, "delta": delta, "note": note}
 
 
 def _layers(loaded: Loaded, seed: int) -> Iterator[dict[str, Any]]:
@@ -202,30 +162,28 @@ def _by_torch(loaded: Loaded, image: np.ndarray, tokens: np.ndarray) -> dict[str
 
 
 def _by_us(model: Pretrained, image: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
-    otseg = model.build() if isinstance(model, Model) else None
-    tower = otseg.vision if otseg else model.clip.build_vision()
-    graphdef, state = nnx.split((tower, otseg))
-
-    @jax.jit
-    def image_layers(state, image, embeddings):
-        tower, otseg = nnx.merge(graphdef, state)
-        found = _vision_layers(tower, otseg, image)
-        return found if otseg is None else found | _decoder_layers(otseg, image, embeddings)
-
-    classes = model.embeddings[:TEXTS] if isinstance(model, Model) else None
-    found = image_layers(state, image, classes)
+    found = {}
     if model.clip.text_config is not None:
-        text_graphdef, text_state = nnx.split(model.clip.build_text())
-        read = jax.jit(lambda state, tokens: _text_layers(nnx.merge(text_graphdef, state), tokens))
-        found |= read(text_state, tokens)
-    return found
+        found = _run(_text_layers, model.clip.build_text(), tokens)
+    if isinstance(model, Model):
+        return found | _run(_model_layers, model.build(), image, model.embeddings[:TEXTS])
+    return found | _run(_vision_layers, model.clip.build_vision(), image)
 
 
-def _vision_layers(tower: VisionTower, otseg: OTSeg | None, image: jax.Array) -> dict[str, Any]:
-    stages = list(tower.stages(image, otseg.prompts(1) if otseg else None))
-    found = {f"vision block {i}": tokens for i, tokens in enumerate(stages[1:])}
-    last = otseg.prompts.norm(stages[-1]) if otseg else stages[-1]
-    return {"vision embedding": stages[0], **found, "vision projection": tower.project(last)}
+def _run(layers: Callable[..., dict[str, Any]], module: Any, *inputs: Any) -> dict[str, Any]:
+    """The layers of a module, compiled: op by op it would take several times as long."""
+    graphdef, state = nnx.split(module)
+    compiled = jax.jit(lambda state, *inputs: layers(nnx.merge(graphdef, state), *inputs))
+    return compiled(state, *inputs)
+
+
+def _vision_layers(
+    tower: VisionTower, image: jax.Array, prompts: VisualPrompts | None = None
+) -> dict[str, Any]:
+    first, *stages = tower.stages(image, prompts(1) if prompts else None)
+    found = {f"vision block {i}": tokens for i, tokens in enumerate(stages)}
+    last = prompts.norm(stages[-1]) if prompts else stages[-1]
+    return {"vision embedding": first, **found, "vision projection": tower.project(last)}
 
 
 def _text_layers(tower: TextTower, tokens: jax.Array) -> dict[str, Any]:
@@ -237,13 +195,12 @@ def _text_layers(tower: TextTower, tokens: jax.Array) -> dict[str, Any]:
     return found
 
 
-def _decoder_layers(model: OTSeg, image: jax.Array, embeddings: jax.Array) -> dict[str, Any]:
+def _model_layers(model: OTSeg, image: jax.Array, embeddings: jax.Array) -> dict[str, Any]:
     global_embedding, pixels = model.embed(image)
     maps = model.match(global_embedding, pixels, embeddings)
-    found: dict[str, Any] = {"logits": maps["decoder"]}
-    if "mps" in maps:
-        found["mps logits"] = maps["mps"]
+    found = {"logits": maps.pop("decoder")}
+    found |= {f"{name} logits": scores for name, scores in maps.items()}
     queries = model.describe(global_embedding, embeddings)
     for i, layer in enumerate(model.decoder.layers):
         queries, found[f"decoder layer {i}"] = layer(queries, pixels)
-    return found
+    return _vision_layers(model.vision, image, model.prompts) | found

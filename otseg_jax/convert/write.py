@@ -24,29 +24,27 @@ from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.otseg import OTSeg, upsample
 from otseg_jax.models.outputs import mix
+from otseg_jax.models.transformer import TowerConfig
 from otseg_jax.weights import hugging_face, mmseg, names, rules, torch_write
 from otseg_jax.weights.clip import Clip
 
 BUCKET = 32  # classes of a StableHLO artifact are padded to a multiple of it
 ARTIFACT = "scores.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
+NEEDED = ": this format holds a trained OTSeg or ZegCLIP"
 LOGIT_SCALE = np.float32(np.log(1 / 0.07))  # what CLIP's training starts from
 
 
 def to_mmseg(dest: str | Path, model: Pretrained) -> None:
-    """Write a training checkpoint with the names of the original OTSeg and ZegCLIP programs.
+    """Write a .pth file with the names of the original OTSeg and ZegCLIP programs.
 
     Arrays that the original program stores and never uses are those the model came with; a model
     that was trained here gets that program's initial values, so that a strict load succeeds.
 
-    Args:
-        dest: .pth file to be made, for `torch.load`.
-
     Raises:
         ValueError: a CLIP alone, or a file of that name.
     """
-    trained = _need_model(model)
-    arrays = mmseg_arrays(trained)
+    trained = pretrained.need_model(model, NEEDED)
     described = spec.to_json(trained.spec)
     meta = {
         "CLASSES": described.pop("classes"),
@@ -55,7 +53,7 @@ def to_mmseg(dest: str | Path, model: Pretrained) -> None:
     }
     paths.check_free(dest)
     with paths.atomic(dest) as path:
-        torch_write.write(path, {"meta": meta, "state_dict": arrays})
+        torch_write.write(path, {"meta": meta, "state_dict": mmseg_arrays(trained)})
 
 
 def mmseg_arrays(model: Model) -> dict[str, np.ndarray]:
@@ -76,10 +74,7 @@ def mmseg_arrays(model: Model) -> dict[str, np.ndarray]:
 
 
 def to_hugging_face(dest: str | Path, model: Pretrained) -> None:
-    """Write the CLIP part as transformers saves a `CLIPModel`.
-
-    Args:
-        dest: folder to be made.
+    """Write the CLIP part as the folder in which transformers saves a `CLIPModel`.
 
     Raises:
         ValueError: no text tower, or something of that name.
@@ -94,13 +89,10 @@ def to_hugging_face(dest: str | Path, model: Pretrained) -> None:
         raise ValueError(
             f"the model from {clip.name} holds no text tower, which a CLIPModel must have"
         )
-    arrays = hugging_face_arrays(clip)
-    paths.check_free(dest)
-    with paths.atomic(dest) as part:
-        folder = Path(part)
-        folder.mkdir()
-        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors writes memory as it lies, so that a transposed view would come out wrong
+    arrays = {name: np.asarray(x, order="C") for name, x in hugging_face_arrays(clip).items()}
+    with paths.new_folder(dest) as folder:
+        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
         config = hugging_face_config(clip.vision_config, clip.text_config)
         (folder / hugging_face.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if clip.tokenizer is not None:
@@ -118,7 +110,7 @@ def hugging_face_arrays(clip: Clip) -> dict[str, np.ndarray]:
 def hugging_face_config(vision: VisionConfig, sizes: TextConfig) -> dict[str, Any]:
     """The `config.json` of `to_hugging_face`."""
 
-    def common(config: VisionConfig | TextConfig) -> dict[str, Any]:
+    def common(config: TowerConfig) -> dict[str, Any]:
         return {
             "hidden_size": config.width,
             "num_hidden_layers": config.layers,
@@ -158,29 +150,20 @@ def to_stablehlo(dest: str | Path, model: Pretrained) -> None:
     output, 0 where a class is not present. b is free; K is the number of classes, rounded up to a
     multiple of 32: other classes need no new artifact.
 
-    Args:
-        dest: folder to be made.
-
     Raises:
         ValueError: a CLIP alone, or something of that name.
     """
-    artifact = _export(_need_model(model))
-    paths.check_free(dest)
-    with paths.atomic(dest) as part:
-        folder = Path(part)
-        folder.mkdir()
+    artifact = _export(pretrained.need_model(model, NEEDED))
+    with paths.new_folder(dest) as folder:
         pretrained.write_into(folder, model)
         (folder / ARTIFACT).write_bytes(artifact.serialize())
 
 
-def load_stablehlo(
-    source: str | Path,
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+def load_stablehlo(source: str | Path) -> Callable[..., np.ndarray]:
     """Load what `to_stablehlo` wrote.
 
-    Returns:
-        Function of windows f32[b, s, s, 3] (normalised), text f32[k, n, c] and offset f32[k] to
-        scores f32[b, k, s, s]; k is at most the artifact's number of classes.
+    The function goes from windows f32[b, s, s, 3] (normalised), text f32[k, n, c] and offset f32[k]
+    to scores f32[b, k, s, s]; k is at most the artifact's number of classes.
 
     Raises:
         FileNotFoundError: the folder holds no artifact.
@@ -216,9 +199,6 @@ def load_stablehlo(
 def _export(model: Model) -> jax_export.Exported:
     described, vision = model.spec, model.clip.vision_config
     window, outputs = described.window, described.outputs
-    graphdef, abstract = nnx.split(
-        nnx.eval_shape(lambda: OTSeg(vision, described.model, rngs=nnx.Rngs(0)))
-    )
 
     def scores(
         leaves: dict[str, Array],
@@ -227,7 +207,8 @@ def _export(model: Model) -> jax_export.Exported:
         present: Bool[Array, " k"],
         offset: Float[Array, " k"],
     ) -> Float[Array, "b k s s"]:
-        maps = nnx.merge(graphdef, names.assign(abstract, leaves))(windows, embeddings)
+        otseg = names.build(lambda: OTSeg(vision, described.model, rngs=nnx.Rngs(0)), leaves)
+        maps = otseg(windows, embeddings)
         mixed = upsample(mix(maps, outputs.mixtures[outputs.main]), (window, window))
         found = jax.nn.sigmoid(mixed) - offset[None, :, None, None]
         return jnp.where(present[None, :, None, None], found, 0.0)
@@ -242,7 +223,3 @@ def _export(model: Model) -> jax_export.Exported:
         jax.ShapeDtypeStruct((slots,), jnp.bool_),
         jax.ShapeDtypeStruct((slots,), f32),
     )
-
-
-def _need_model(model: Pretrained) -> Model:
-    return pretrained.need_model(model, ": this format holds a trained OTSeg or ZegCLIP")

@@ -29,12 +29,9 @@ COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 
 @dataclass(frozen=True, eq=False)
 class Coding:
-    """What the values of a mask file mean.
+    """What the values of a mask file mean: class id, `IGNORE` or `MEANINGLESS`.
 
-    Args:
-        table: class id, `IGNORE` or `MEANINGLESS` for every value of up to 16 bits.
-        wanted: the allowed values in words, for the error message.
-        hint: what to do about a value that means nothing.
+    An error names the values that are `wanted`, and gives a `hint` what to do about others.
     """
 
     table: Int16[np.ndarray, "65536"]
@@ -53,18 +50,15 @@ def plain_coding(classes: int, *, hint: str) -> Coding:
 
 
 def reduced_coding(classes: int, *, zero: str, hint: str) -> Coding:
-    """Values are class ids plus one, 0 is ignored ("reduce zero label" in mmsegmentation).
-
-    Args:
-        zero: what 0 stands for, in a word.
-        hint: what to do about another value.
+    """Values are class ids plus one; 0 (`zero` in a word) is ignored.
 
     Example:
         >>> reduced_coding(3, zero="background", hint="fix it").table[[0, 1, 3, 4, 255]].tolist()
         [-1, 0, 2, -3, -1]
+
+    Source: mmsegmentation `reduce_zero_label`.
     """
-    wanted = f"0 ({zero}), 1..{classes}"
-    return _coding(np.arange(1, classes + 1), wanted, hint, ignored=[0])
+    return _coding(np.arange(1, classes + 1), f"0 ({zero}), 1..{classes}", hint, ignored=[0])
 
 
 def raw_coco_coding(*, hint: str) -> Coding:
@@ -80,10 +74,7 @@ def raw_coco_coding(*, hint: str) -> Coding:
 
 
 def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a photo to RGB, upright as its EXIF orientation says (as OpenCV does).
-
-    Args:
-        path: JPEG, PNG or whatever else Pillow reads.
+    """Decode what Pillow reads to RGB, upright as its EXIF orientation says (as OpenCV does).
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,14 +86,13 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     """Decode a mask and turn its values into class ids and `IGNORE`.
 
-    Args:
-        path: PNG with one channel: 16-bit grey, or 8-bit grey or palette, whose colours do not
-            matter, where the coding leaves 255 free.
+    It is a PNG with one channel: 16-bit grey, or, where the coding leaves 255 free, 8-bit grey or
+    a palette, whose colours do not matter.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is corrupt, truncated or too large, has colour channels, another depth
-            or too few bits for the coding, or holds values that mean nothing.
+        ValueError: as for a photo, or the file has colour channels, another depth or too few bits
+            for the coding, or holds values that mean nothing.
     """
     values = _decode(path, lambda image: _one_channel(image, coding)).astype(np.uint16)
     ids = coding.table[values]

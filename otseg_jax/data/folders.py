@@ -6,8 +6,9 @@ once; problems inside a file are raised when it is read.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import SupportsIndex, TypedDict
 
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 from otseg_jax.data import classes, decode
+from otseg_jax.data.classes import VOCABULARIES, Vocabulary
 
 LOGGER = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Example(TypedDict):
 class Folder:
     """An indexed split: `folder[i]` reads a photo, and the mask at the same place in `labels`."""
 
-    vocabulary: classes.Vocabulary
+    vocabulary: Vocabulary
     images: tuple[Path, ...] = field(repr=False)
     labels: tuple[Path, ...] = field(repr=False)
     coding: decode.Coding = field(repr=False)
@@ -62,14 +64,9 @@ class Folder:
 
 
 def index(
-    dataset: str,
-    root: str | Path,
-    split: str,
-    *,
-    augmented: bool = True,
-    raw_ids: bool = False,
+    dataset: str, root: str | Path, split: str, *, augmented: bool = True, raw_ids: bool = False
 ) -> Folder:
-    """Find the photos and masks of one split and check that all of them exist.
+    """Find the photos and masks of one split, in the order of its list or of the file names.
 
     Args:
         dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data:
@@ -83,9 +80,6 @@ def index(
         raw_ids: COCO-Stuff only: read the raw maps `ID.png` (0..181) and convert them to train ids,
             for trees where `ID_labelTrainIds.png` was never made.
 
-    Returns:
-        Examples in the order of the lists, or of the file names where there are none.
-
     Raises:
         FileNotFoundError: the root, a folder, a list, photos or masks are missing.
         ValueError: an unknown data set or split, raw COCO ids without `raw_ids` or the reverse, a
@@ -98,20 +92,17 @@ def index(
         raise FileNotFoundError(
             f"{root} is not a folder: --config.data.root must name the one that holds {dataset}"
         )
-    match dataset:
-        case "voc12":
-            folder = _voc12(root, split, augmented)
-        case "pascal_context":
-            folder = _pascal_context(root, split)
-        case "coco_stuff":
-            folder = _coco_stuff(root, split, raw_ids)
-        case "ade20k":
-            folder = _ade20k(root, split)
-        case "folder":
-            folder = _own(root, split)
-        case _:
-            wanted = "voc12, pascal_context, coco_stuff, ade20k or folder"
-            raise ValueError(f"data set {dataset!r} does not lie in folders: wanted {wanted}")
+    find: dict[str, Callable[[Path, str], Folder]] = {
+        "voc12": partial(_voc12, augmented=augmented),
+        "pascal_context": _pascal_context,
+        "coco_stuff": partial(_coco_stuff, raw_ids=raw_ids),
+        "ade20k": _ade20k,
+        "folder": _own,
+    }
+    if dataset not in find:
+        wanted = ", ".join(find)
+        raise ValueError(f"data set {dataset!r} does not lie in folders: wanted {wanted}")
+    folder = find[dataset](root, split)
     size, published = len(folder), PUBLISHED.get(dataset, {}).get(split)
     # Without `augmented` the VOC split is smaller by intention.
     if published and size != published and augmented:
@@ -130,10 +121,10 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
         listed, counted = _read_list(source), set(names)
         # An augmented list that repeats train.txt (trainaug.txt does) would count images twice.
         further = [name for name in listed if name not in counted]
-        total, twice = len(names) + len(further), len(names) + len(listed)
-        if total < twice:
+        if twice := len(listed) - len(further):
+            total = len(names) + len(further)
             said = "%s repeats %d images of train.txt: each is used once, %d instead of %d images"
-            LOGGER.warning(said, source, twice - total, total, twice)
+            LOGGER.warning(said, source, twice, total, total + twice)
     if split == "train":
         _check_held_out([*names, *further], lists / "val.txt")
     own, extra = "SegmentationClass", "SegmentationClassAug"
@@ -141,20 +132,20 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
     pairs += [_voc_pair(home, name, extra, own) for name in further]
     hint = "replace it by the mask of the data set"
     coding = decode.reduced_coding(20, zero="background", hint=hint)
-    return _collect(classes.VOC12, pairs, coding)
+    return _collect(VOCABULARIES["voc12"], pairs, coding)
 
 
 def _pascal_context(root: Path, split: str) -> Folder:
-    wanted = ("JPEGImages", "SegmentationClassContext")
-    home = _home(root, ("VOC2010", "VOCdevkit/VOC2010"), wanted)
+    masks = "SegmentationClassContext"
+    home = _home(root, ("VOC2010", "VOCdevkit/VOC2010"), ("JPEGImages", masks))
     lists = home / "ImageSets" / "SegmentationContext"
     names = _read_list(_first(lists / f"{split}.txt", home / f"{split}.txt"))
     if split == "train":
         _check_held_out(names, lists / "val.txt", home / "val.txt")
-    pairs = [_voc_pair(home, name, "SegmentationClassContext") for name in names]
+    pairs = [_voc_pair(home, name, masks) for name in names]
     hint = "make the masks of the 59 classes, not those of all 459"
     coding = decode.reduced_coding(59, zero="background", hint=hint)
-    return _collect(classes.PASCAL_CONTEXT, pairs, coding)
+    return _collect(VOCABULARIES["pascal_context"], pairs, coding)
 
 
 def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
@@ -162,26 +153,21 @@ def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
     home = _home(root, ("coco_stuff164k", "MSCOCO"), (f"annotations/{part}",))
     photos = _photos(_first(home / "images" / part, home / part), (".jpg",))
     maps = home / "annotations" / part
-    # Raw ids taken for train ids give scores of 0 without a word, so that both ways are refused.
-    kinds = {path.stem.endswith("_labelTrainIds") for path in maps.glob("*.png")}
-    if kinds == {False} and not raw_ids:
-        raise ValueError(
-            f"{maps} holds raw ids alone (ID.png, 0..181), no ID_labelTrainIds.png: "
-            "--config.data.raw_ids=True converts them while reading"
-        )
-    if kinds == {True} and raw_ids:
-        raise ValueError(
-            f"{maps} holds train ids alone (ID_labelTrainIds.png), nothing raw to convert: "
-            "--config.data.raw_ids=False reads them as they are"
-        )
     if raw_ids:
         hint = "train ids belong into ID_labelTrainIds.png, read with --config.data.raw_ids=False"
         suffix, coding = "", decode.raw_coco_coding(hint=hint)
+        mend = "--config.data.raw_ids=False reads them as they are"
+        alone = f"train ids alone (ID_labelTrainIds.png), nothing raw to convert: {mend}"
     else:
         hint = "171..181 are raw ids; name such maps ID.png and set --config.data.raw_ids=True"
         suffix, coding = "_labelTrainIds", decode.plain_coding(171, hint=hint)
+        mend = "--config.data.raw_ids=True converts them while reading"
+        alone = f"raw ids alone (ID.png, 0..181), no ID_labelTrainIds.png: {mend}"
+    # Raw ids taken for train ids give scores of 0 without a word, so that both ways are refused.
+    if {path.stem.endswith("_labelTrainIds") for path in maps.glob("*.png")} == {raw_ids}:
+        raise ValueError(f"{maps} holds {alone}")
     pairs = [(photo, (maps / f"{photo.stem}{suffix}.png",)) for photo in photos]
-    return _collect(classes.COCO_STUFF, pairs, coding)
+    return _collect(VOCABULARIES["coco_stuff"], pairs, coding)
 
 
 def _ade20k(root: Path, split: str) -> Folder:
@@ -192,18 +178,18 @@ def _ade20k(root: Path, split: str) -> Folder:
     pairs = [(photo, (home / "annotations" / part / f"{photo.stem}.png",)) for photo in photos]
     hint = "take the masks of the scene parsing challenge (150 classes), not the full ADE20K"
     coding = decode.reduced_coding(150, zero="other", hint=hint)
-    return _collect(classes.ADE20K, pairs, coding)
+    return _collect(VOCABULARIES["ade20k"], pairs, coding)
 
 
 def _own(root: Path, split: str) -> Folder:
     hint = "write name,split into it, then one line NAME,seen or NAME,unseen per class"
     vocabulary = classes.read(_first(root / "classes.csv", hint=hint))
     home = _home(root, (), (f"images/{split}", f"labels/{split}"))
-    photos = _photos(home / "images" / split, (".jpg", ".jpeg", ".png"))
+    folder, masks = home / "images" / split, home / "labels" / split
+    photos = _photos(folder, (".jpg", ".jpeg", ".png"))
     if twins := [stem for stem, n in Counter(photo.stem for photo in photos).items() if n > 1]:
-        folder = home / "images" / split
         raise ValueError(f"{folder}: photos that share a mask, rename one of each: {_some(twins)}")
-    pairs = [(photo, (home / "labels" / split / f"{photo.stem}.png",)) for photo in photos]
+    pairs = [(photo, (masks / f"{photo.stem}.png",)) for photo in photos]
     hint = "line up classes.csv with the masks; ids start at 0"
     return _collect(vocabulary, pairs, decode.plain_coding(len(vocabulary), hint=hint))
 
@@ -253,9 +239,7 @@ def _check_held_out(names: Sequence[str], *lists: Path) -> None:
             raise ValueError(f"images to train on that {path} holds out: {_some(leaked)}")
 
 
-def _collect(
-    vocabulary: classes.Vocabulary, pairs: Sequence[Pair], coding: decode.Coding
-) -> Folder:
+def _collect(vocabulary: Vocabulary, pairs: Sequence[Pair], coding: decode.Coding) -> Folder:
     # One listing per folder instead of a stat per file: minutes on a network disk for COCO.
     folders = {path.parent for photo, masks in pairs for path in (photo, *masks)}
     present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}

@@ -5,10 +5,13 @@ number of processes, threads or buffered batches. So a run is resumed by `start`
 to save, and may go on with another number of processes.
 
 Batches hold image f32[b, h, w, 3], normalised, and label i16[b, h, w]; b is one process's share of
-the global batch. Evaluation examples keep their own sizes and are not batched.
+the global batch. Evaluation examples keep their own sizes and are not batched. Sources are read and
+transformed by `threads` threads (0: the caller's), `buffer` results ahead; an error there is raised
+by `next` with its own type and message.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -43,34 +46,16 @@ def train_batches(
     Every image occurs once in each len(source) consecutive examples; a batch may cross epochs.
 
     Args:
-        source: read by several threads at a time.
         transform: (example, generator) → arrays of equal shapes. The generator is seeded by `seed`
             and the position in the global stream.
         batch_size: of all processes together.
-        seed: of order and augmentation.
         start: batches that were consumed before; none of them is read.
-        process_index: which share of each global batch, 0..process_count-1.
-        process_count: number of shares.
-        threads: that read and transform; 0 works in the caller's thread.
-        buffer: finished batches to keep ahead.
-
-    Returns:
-        An iterator over this process's shares, b = batch_size / process_count. An error of the
-        source or the transform is raised by `next` with its own type and message.
+        process_index: which of `process_count` shares of each global batch.
 
     Raises:
         ValueError: an empty source, or a batch that cannot be shared equally.
     """
-    _check(source, process_index, process_count)
-    problems = []
-    if batch_size < 1 or batch_size % process_count:
-        problems.append(
-            f"batch_size {batch_size} is not a positive multiple of the {process_count} processes"
-        )
-    if start < 0:
-        problems.append(f"start {start} is negative")
-    if problems:
-        raise ValueError("train_batches: " + "; ".join(problems))
+    _check(source, process_index, process_count, batch_size, start)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     # Before the slice, so that processes draw different numbers, the same as a single one would.
     dataset = dataset.random_map(transform).repeat()[process_index::process_count]
@@ -87,16 +72,9 @@ def eval_examples(
     threads: int = 2,
     buffer: int = 4,
 ) -> Iterator[dict[str, Any]]:
-    """Go once through a data set in its own order.
+    """Go once through a data set in its own order; nothing is dropped, repeated or stacked.
 
-    Args:
-        transform: example → what the caller wants of it; nothing is stacked.
-        process_index: takes examples process_index, process_index + process_count, ...
-        process_count: number of shares; they differ by one where it does not divide the number of
-            examples, nothing is dropped or repeated.
-
-    Returns:
-        An iterator over this process's examples; threads, buffer and errors as in `train_batches`.
+    A process gets the examples process_index, process_index + process_count, ...
 
     Raises:
         ValueError: an empty source, or a share that does not exist.
@@ -109,22 +87,25 @@ def eval_examples(
 def put(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """Place this process's share of a batch on its devices; the copy may still be under way.
 
-    Args:
-        batch: arrays [b, ...], b of this process.
-        sharding: of the global arrays [b · processes, ...].
+    `sharding` is that of the global arrays [b · processes, ...].
     """
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    place = partial(jax.make_array_from_process_local_data, sharding)
+    return {name: place(array) for name, array in batch.items()}
 
 
-def _check(source: Source, process_index: int, process_count: int) -> None:
+def _check(
+    source: Source, index: int, count: int, batch_size: int | None = None, start: int = 0
+) -> None:
     problems = []
     if not len(source):
         problems.append("the data set is empty")
-    if not 0 <= process_index < process_count:
-        problems.append(f"process {process_index} of {process_count} does not exist")
+    if not 0 <= index < count:
+        problems.append(f"process {index} of {count} does not exist")
+    if batch_size is not None and (batch_size < 1 or batch_size % max(count, 1)):
+        wanted = f"a positive multiple of the {count} processes"
+        problems.append(f"batch_size {batch_size} is not {wanted}")
+    if start < 0:
+        problems.append(f"start {start} is negative")
     if problems:
         raise ValueError("pipeline: " + "; ".join(problems))
 

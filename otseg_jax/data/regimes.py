@@ -52,12 +52,12 @@ def resolve(name: str, *, num_classes: int, unseen: Sequence[int]) -> Regime:
 
     Args:
         num_classes: K, 1..`MOST_CLASSES`.
-        unseen: ids of the classes that had no labelled pixel, in any order; may be empty, and then
+        unseen: ids of the classes that had no labelled pixel, in any order; where there are none,
             every regime trains on all classes.
 
     Raises:
-        ValueError: unknown name, K out of range, unseen ids out of range or doubled, or no seen
-            class left to learn from (all problems in one message).
+        ValueError: unknown name, ids or K out of range, doubled ids, no seen class to learn from;
+            all in one message.
 
     Example:
         >>> regime = resolve("inductive", num_classes=4, unseen=[1])
@@ -73,28 +73,17 @@ def resolve(name: str, *, num_classes: int, unseen: Sequence[int]) -> Regime:
     """
     if problems := _problems(name, num_classes, unseen):
         raise ValueError("regime: " + "; ".join(problems))
+    every = tuple(range(num_classes))
     held_out = tuple(sorted(int(k) for k in unseen))
-    everything = tuple(range(num_classes))
-    seen = tuple(np.setdiff1d(everything, held_out).tolist())
-    if name == "inductive":
-        table = _table(num_classes, seen, range(len(seen)), other=IGNORE)
-        return Regime(name, seen, table, (), seen_offset=0.1)
-    if name == "transductive":
-        # With no class to draw a pseudo-label from, an unknown id is ignored, as it is elsewhere.
-        table = _table(num_classes, seen, seen, other=HIDDEN if held_out else IGNORE)
-        return Regime(name, everything, table, held_out, seen_offset=0.0)
-    table = _table(num_classes, everything, everything, other=IGNORE)
-    return Regime(name, everything, table, (), seen_offset=0.0)
-
-
-def _table(
-    num_classes: int, ids: Sequence[int], positions: Sequence[int], *, other: int
-) -> Int16[np.ndarray, " entries"]:
-    """`positions` for `ids`, `other` for every other id."""
-    table = np.full(num_classes + 1, other, np.int16)
-    table[list(ids)] = positions
+    seen = tuple(np.setdiff1d(every, held_out).tolist())
+    trained = seen if name == "inductive" else every
+    labelled = every if name == "supervised" else seen
+    pseudo = held_out if name == "transductive" else ()
+    # With no class to draw a pseudo-label from, an unknown id is ignored, as it is elsewhere.
+    table = np.full(num_classes + 1, HIDDEN if pseudo else IGNORE, np.int16)
+    table[list(labelled)] = np.searchsorted(trained, labelled)
     table.flags.writeable = False
-    return table
+    return Regime(name, trained, table, pseudo, seen_offset=0.1 if name == "inductive" else 0.0)
 
 
 def _problems(name: str, num_classes: int, unseen: Sequence[int]) -> list[str]:
@@ -103,11 +92,9 @@ def _problems(name: str, num_classes: int, unseen: Sequence[int]) -> list[str]:
         problems.append(f"name is {name!r}, wanted one of {', '.join(NAMES)}")
     if not 1 <= num_classes <= MOST_CLASSES:
         problems.append(f"num_classes is {num_classes}, wanted 1 to {MOST_CLASSES}")
-    outside = sorted({int(k) for k in unseen if not 0 <= k < num_classes})
-    if outside:
+    if outside := sorted({int(k) for k in unseen if not 0 <= k < num_classes}):
         problems.append(f"unseen holds {outside}, wanted ids from 0 to {num_classes - 1}")
-    doubled = sorted(int(k) for k, times in Counter(unseen).items() if times > 1)
-    if doubled:
+    if doubled := sorted(int(k) for k, times in Counter(unseen).items() if times > 1):
         problems.append(f"unseen names {doubled} more than once")
     if name in NAMES[:2] and num_classes >= 1 and set(range(num_classes)) <= set(unseen):
         problems.append(f"unseen names all {num_classes} classes, so {name} has none to learn from")

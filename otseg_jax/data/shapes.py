@@ -2,9 +2,9 @@
 
 A class is a pattern, a colour and a shape, as in "striped red square". Pattern and colour already
 name the class, and both show within 8 pixels of a 96-pixel image, so one patch of a ViT sees what
-it is looking at. Unseen classes occur in both splits and keep their ids: hiding them is the
-business of the training regime. The background and a border of about 1.5 pixels around each object
-are `IGNORE`, as in PASCAL VOC. Lengths below are in pixels of a 96-pixel image and grow with it.
+it is looking at. Unseen classes occur in both splits: hiding them is up to the training regime. The
+background and a border of about 1.5 pixels around each object are `IGNORE`, as in PASCAL VOC.
+Lengths below are in pixels of a 96-pixel image and grow with it.
 
 An image is a pure function of (seed, split, index, image_size). It is made of uniform draws and
 elementwise IEEE arithmetic alone, and sines are rounded, so that machines agree on every byte.
@@ -20,11 +20,12 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from otseg_jax.data.classes import IGNORE, SHAPES, VOCABULARIES, Vocabulary
+from otseg_jax.data.classes import IGNORE, VOCABULARIES, Vocabulary
 from otseg_jax.data.folders import Example
 
 SPLITS = ("train", "val")
 WORDS = ("shapes", "shapes_synonyms", "shapes_colours")
+SHAPES = VOCABULARIES["shapes"]
 
 Thing = tuple[str, str, str]  # pattern, colour, shape of an object
 _Place = tuple[float, float, float]  # x, y, radius of an object in pixels
@@ -49,14 +50,13 @@ class Shapes:
     """A split of the shapes world, with the protocol of `folders.Folder`.
 
     Any 20 consecutive images contain every class, so a small split already measures all of them.
+    The splits share no image, nor do two seeds.
 
     Args:
-        split: "train" or "val"; they share no image.
         size: number of images.
         image_size: height and width, pixels, at least 32.
-        seed: any non-negative integer; another seed is another data set.
-        words: what its classes are called: "shapes", "shapes_synonyms", or "shapes_colours", whose
-            5 classes are the colours alone. The pictures are the same.
+        words: what the classes of the same pictures are called: "shapes", "shapes_synonyms", or
+            "shapes_colours", whose 5 classes are the colours alone.
 
     Raises:
         ValueError: naming every argument out of range.
@@ -99,8 +99,8 @@ class Shapes:
             raise IndexError(f"index {i} of a split of {self.size} images")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
         # The first object walks through the classes, so that a small split lacks none.
-        count = 1 + int(rng.random() * 4)
-        ids = [i % len(SHAPES), *(int(rng.random() * len(SHAPES)) for _ in range(count - 1))]
+        further = int(rng.random() * 4)
+        ids = [i % len(SHAPES), *(int(rng.random() * len(SHAPES)) for _ in range(further))]
         things = [(p, c, s) for p, c, s in (SHAPES.names[k].split() for k in ids)]
         image, which = draw(rng, things, image_size=self.image_size)
         # Ids go through the colours in turn, so that the rest of the division by 5 is the colour.
@@ -112,16 +112,13 @@ class Shapes:
 def draw(
     rng: np.random.Generator, things: Sequence[Thing], *, image_size: int, unit: float | None = None
 ) -> tuple[UInt8[np.ndarray, "s s 3"], Int16[np.ndarray, "s s"]]:
-    """Draw a scene of one to four things on a background.
+    """Draw one to four things, back to front, on a background; the last only if there is room.
+
+    Next to the image, what is seen at every pixel: its position in `things`, or `IGNORE`.
 
     Args:
-        things: back to front.
         unit: pixels for one of a 96-pixel image in the lengths of patterns, borders and shadows;
             None: image_size / 96, so that a larger image is the same scene in more detail.
-
-    Returns:
-        The image, and at every pixel the position in `things` of what is seen there, `IGNORE` for
-        background and borders. Where there is no room for all, the last are not drawn.
     """
     unit = image_size / _REFERENCE_SIZE if unit is None else unit
     image = _background(rng, image_size)
@@ -168,6 +165,7 @@ def _noise(rng: np.random.Generator, size: int, rows: int, columns: int) -> np.n
         cell, rest = np.divmod((np.arange(size) + 0.5) * cells / size, 1.0)
         low, high = (lattice[cell.astype(np.intp) + corner] for corner in (0, 1))
         lattice = (low + (high - low) * (rest * rest * (3.0 - 2.0 * rest))[:, None]).T
+    # A transposed view would pass its order on to all that is computed with it, the image included.
     return np.ascontiguousarray(lattice)
 
 

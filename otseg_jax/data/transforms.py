@@ -17,7 +17,6 @@ from jaxtyping import Float32, Int16, UInt8
 from otseg_jax.data.classes import IGNORE
 
 Scale = tuple[int | float, int | float]
-"""(long, short) in pixels."""
 
 
 def for_train(
@@ -34,16 +33,13 @@ def for_train(
 ) -> dict[str, np.ndarray]:
     """Resize by a random ratio, crop, flip, distort colours, normalise, pad.
 
+    "image" and "label" of a `folders.Example` become f32[crop, crop, 3] and i16[crop, crop].
+
     Args:
-        example: its "image" and "label" are used, as in `folders.Example`.
-        crop: side of the result, pixels.
         scale: what a ratio of 1 fits the image into.
         ratio: bounds of the factor on `scale`, drawn uniformly.
-        max_class_fraction: a crop that one class fills to this fraction is drawn again.
-        hue: bound of the turn of all hues, in steps of 2°; 0 leaves them.
-
-    Returns:
-        image f32[crop, crop, 3] and label i16[crop, crop].
+        max_class_fraction: as in `random_crop`.
+        hue: as in `photometric`.
 
     Source: the authors' training pipeline (mmsegmentation).
     """
@@ -104,7 +100,7 @@ def random_crop(
     """Cut a square at random, again up to 10 times while one class dominates it.
 
     Args:
-        size: side of the square, pixels; a shorter side of the image is kept whole.
+        size: side of the square; a shorter side of the image is kept whole.
         max_class_fraction: the share of the non-ignored pixels that no class may reach; 1 accepts
             the first crop.
     """
@@ -132,35 +128,26 @@ def flip(
 
 
 def photometric(
-    image: UInt8[np.ndarray, "h w 3"],
-    rng: np.random.Generator,
-    *,
-    brightness: float = 32.0,
-    contrast: tuple[float, float] = (0.5, 1.5),
-    saturation: tuple[float, float] = (0.5, 1.5),
-    hue: int = 18,
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, *, hue: int = 18
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Distort brightness, contrast, saturation and hue, each with probability ½.
 
     Contrast comes second or last, at random. Every step rounds down to 8 bits.
 
     Args:
-        brightness: largest shift up or down, 0..255.
-        contrast: bounds of the factor on all channels.
-        saturation: bounds of the factor on saturation.
-        hue: bound of the shift in OpenCV's steps of 2°, -hue..hue-1; 0 for none.
+        hue: bound of the turn of all hues in OpenCV's steps of 2°, -hue..hue-1; 0 for none.
 
-    Source: mmsegmentation `PhotoMetricDistortion`.
+    Source: mmsegmentation `PhotoMetricDistortion`, with its defaults for all else.
     """
     bright, contrasted, contrast_first, saturated, turned = rng.random(5) < 0.5
     if bright:
-        image = _affine(image, 1.0, rng.uniform(-brightness, brightness))
+        image = _affine(image, 1.0, rng.uniform(-32.0, 32.0))
     if contrasted and contrast_first:
-        image = _affine(image, rng.uniform(*contrast), 0.0)
+        image = _affine(image, rng.uniform(0.5, 1.5), 0.0)
     # Two trips through HSV where both are chosen: the reference rounds to 8 bits in between.
     if saturated:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(*saturation), 0.0)
+        hsv[..., 1] = _affine(hsv[..., 1], rng.uniform(0.5, 1.5), 0.0)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if turned and hue:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
@@ -168,7 +155,7 @@ def photometric(
         hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-hue, hue)) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if contrasted and not contrast_first:
-        image = _affine(image, rng.uniform(*contrast), 0.0)
+        image = _affine(image, rng.uniform(0.5, 1.5), 0.0)
     return image
 
 

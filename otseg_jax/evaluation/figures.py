@@ -1,8 +1,7 @@
 """Pictures of labels and of training: colour maps, overlays, panels and curves, written as PNG.
 
 Images are RGB in 0..255, labels hold class ids or `IGNORE`, a palette is `Vocabulary.palette`.
-Ignored pixels are white in a colour map and keep the photo in an overlay. Every function that
-writes makes missing folders.
+Ignored pixels are white in a colour map and keep the photo in an overlay. Missing folders are made.
 """
 
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
@@ -29,15 +27,18 @@ Palette = Sequence[tuple[int, int, int]]
 # photo, truth, prediction; sizes are left open: `panel` says which row has arrays of several sizes
 Row = tuple[UInt8[np.ndarray, "_ _ 3"], Integer[np.ndarray, "_ _"], Integer[np.ndarray, "_ _"]]
 
-Series = dict[str, dict[int, float]]  # the scalars of a log: name → {step: value}
-
 IGNORE_COLOUR = (255, 255, 255)
 MOST_NAMES = 40  # in a legend
 
+# title and unit of each chart of a run, and how the names of the scalars in it end
+_CHARTS = (
+    ("loss", "", ("loss", "focal", "dice")),
+    ("learning rate", "", ("learning_rate",)),
+    ("mIoU", "%", ("miou_seen", "miou_unseen", "hiou")),
+)
 _COLUMNS = 4  # of a legend
 _ALPHA, _FAINT_ALPHA, _PALE = 0.8, 0.22, 0.5
-_INK = "#2b2d33"
-_FAINT = "#b9bdc6"
+_INK, _FAINT = "#2b2d33", "#b9bdc6"
 _LINES = ("#3563b8", "#d9622b", "#2f9163", "#8a4fae", "#b8911f", "#5a6270", "#c2417c", "#3aa6b0")
 
 
@@ -57,15 +58,10 @@ def colorize(label: LabelMap, palette: Palette) -> Image3:
 
 
 def overlay(image: Image3, label: LabelMap, palette: Palette, *, alpha: float = 0.6) -> Image3:
-    """Lay the colours of the classes over the photo.
-
-    (1 - alpha)·image + alpha·colour, rounded
-
-    Args:
-        alpha: weight of the colour in [0, 1].
+    """Lay the colours of the classes over the photo: (1 - alpha)·image + alpha·colour, rounded.
 
     Raises:
-        ValueError: alpha or the label is out of range.
+        ValueError: alpha is outside [0, 1], or the label holds ids without a colour.
 
     Example:
         >>> photo = np.full((1, 2, 3), 100, np.uint8)
@@ -104,12 +100,7 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
 
     The legend names the `MOST_NAMES` classes of the largest area, unseen ones last, in italics and
     starred. Where the truth is ignored, truth shows the photo paled and the prediction is faint,
-    because it is not scored there.
-
-    Args:
-        path: PNG file to write.
-        rows: (photo, truth, prediction); sizes may differ from row to row.
-        vocabulary: names, colours and unseen ids of the classes.
+    because it is not scored there. Sizes may differ from row to row.
 
     Raises:
         ValueError: no rows, or a row whose arrays differ in size or hold other ids; all in one.
@@ -119,8 +110,7 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
     width, head = 8.2, 0.36  # inches
     heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
     marked = not set(classes[:MOST_NAMES]).isdisjoint(vocabulary.unseen)
-    # one entry more than names, if there is one that counts the rest
-    entries = min(len(classes), MOST_NAMES + 1)
+    entries = min(len(classes), MOST_NAMES + 1)  # the last one counts the rest
     foot = 0.19 * (math.ceil(entries / _COLUMNS) + marked) + 0.22
     height = head + sum(heights) * width / 3 + foot
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -129,11 +119,11 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
     grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights, gridspec_kw=spacing)
     for axes, title in zip(grid[0], ("photo", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=11)
-    for line, row in zip(grid, rows, strict=True):
-        for axes, tile in zip(line, _tiles(*row, vocabulary.palette), strict=True):
-            axes.imshow(tile, aspect="auto")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color=_FAINT, linewidth=0.6)
+    tiles = [tile for row in rows for tile in _tiles(row, vocabulary.palette)]
+    for axes, tile in zip(grid.flat, tiles, strict=True):
+        axes.imshow(tile, aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(color=_FAINT, linewidth=0.6)
     _draw_legend(figure, classes, vocabulary, foot / height)
     figure.savefig(_make_folder(path), dpi=150)
 
@@ -141,37 +131,40 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
 def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
     """Write the curves of a run: losses, learning rate, mIoU of the seen and unseen halves.
 
-    Names that end in `loss`, `focal` or `dice` are losses, in `learning_rate` learning rates, in
-    `miou_seen`, `miou_unseen` or `hiou` percentages; other names and nulls are left out. An
-    interrupted run may leave a line cut short, which is skipped, and repeat steps when it resumes:
-    the later value holds.
-
-    Args:
-        path: PNG file to write.
-        metrics_jsonl: the log of a run: on each line a JSON object with a "step" and scalars.
+    The log has on each line a JSON object with a "step" and scalars; nulls and names that are in
+    none of `_CHARTS` are left out. An interrupted run may leave a line cut short, which is skipped,
+    and repeat steps when it resumes: the later value holds.
 
     Raises:
         FileNotFoundError: there is no such log.
         ValueError: the log holds nothing to draw.
     """
     series = _read_series(Path(metrics_jsonl))
-    groups = [
-        ("loss", "", _select(series, ("loss", "focal", "dice"))),
-        ("learning rate", "", _select(series, ("learning_rate",))),
-        ("mIoU", "%", _select(series, ("miou_seen", "miou_unseen", "hiou"))),
+    charts = [
+        (title, unit, names)
+        for title, unit, endings in _CHARTS
+        if (names := [name for name in sorted(series) if name.endswith(endings)])
     ]
-    drawn = [group for group in groups if group[2]]
-    if not drawn:
+    if not charts:
+        wanted = ", ".join(ending for _, _, endings in _CHARTS for ending in endings)
         raise ValueError(
             f"{metrics_jsonl}: none of its names {sorted(series)} can be drawn; wanted one that "
-            "ends in loss, focal, dice, learning_rate, miou_seen, miou_unseen or hiou"
+            f"ends in one of {wanted}"
         )
-    figure = Figure(figsize=(5.0 * len(drawn), 3.6), layout="constrained", facecolor="white")
-    grid = figure.subplots(1, len(drawn), squeeze=False)
-    for ax, (title, unit, lines) in zip(grid[0], drawn, strict=True):
+    figure = Figure(figsize=(5.0 * len(charts), 3.6), layout="constrained", facecolor="white")
+    grid = figure.subplots(1, len(charts), squeeze=False)
+    for ax, (title, unit, names) in zip(grid[0], charts, strict=True):
         ax.set_title(title, fontsize=11)
         ax.set(xlabel="step", ylabel=unit)
-        _draw_lines(ax, lines)
+        ax.set_prop_cycle(color=_LINES)
+        for name in names:
+            steps, values = zip(*sorted(series[name].items()), strict=True)
+            ax.plot(steps, values, "o-" if len(steps) < 20 else "-", markersize=3.5, label=name)
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
+        ax.grid(color="#e8eaee", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(_FAINT)
+        ax.legend(frameon=False, fontsize=9)
         if unit == "%":
             ax.set_ylim(0.0, 100.0)
     figure.savefig(_make_folder(path), dpi=150)
@@ -218,23 +211,18 @@ def _shown(rows: Sequence[Row]) -> list[int]:
     return [k for k in ids[np.argsort(-areas, kind="stable")].tolist() if k != IGNORE]
 
 
-def _tiles(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Palette
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tiles(row: Row, palette: Palette) -> tuple[np.ndarray, ...]:
+    image, truth, prediction = row
     unscored = (truth == IGNORE)[..., None]
-    pale = _blend(image, np.full_like(image, 255), _PALE)
-    backdrop = np.where(unscored, pale, image)
-    faint = overlay(pale, prediction, palette, alpha=_FAINT_ALPHA)
-    guess = np.where(unscored, faint, overlay(image, prediction, palette, alpha=_ALPHA))
-    return image, overlay(backdrop, truth, palette, alpha=_ALPHA), guess
+    backdrop = np.where(unscored, _blend(image, np.full_like(image, 255), _PALE), image)
+    faint = overlay(backdrop, prediction, palette, alpha=_FAINT_ALPHA)
+    wanted, guess = (overlay(backdrop, a, palette, alpha=_ALPHA) for a in (truth, prediction))
+    return image, wanted, np.where(unscored, faint, guess)
 
 
-def _draw_legend(
-    figure: Figure, classes: Sequence[int], vocabulary: Vocabulary, top: float
-) -> None:
-    more = len(classes) - MOST_NAMES
+def _draw_legend(figure: Figure, classes: list[int], vocabulary: Vocabulary, top: float) -> None:
     unseen = set(vocabulary.unseen) & set(classes[:MOST_NAMES])
-    classes = sorted(classes[:MOST_NAMES], key=lambda k: (k in unseen, k))
+    named = sorted(classes[:MOST_NAMES], key=lambda k: (k in unseen, k))
     handles = [
         Patch(
             facecolor="#" + bytes(vocabulary.palette[k]).hex(),
@@ -242,10 +230,10 @@ def _draw_legend(
             linewidth=0.8,
             label=vocabulary.names[k].strip() + " ★" * (k in unseen),
         )
-        for k in classes
+        for k in named
     ]
-    if more > 0:
-        handles.append(Patch(facecolor="none", edgecolor="none", label=f"and {more} more"))
+    if (more := len(classes) - MOST_NAMES) > 0:
+        handles.append(Patch(color="none", label=f"and {more} more"))
     legend = figure.legend(
         handles=handles,
         loc="upper center",
@@ -257,14 +245,15 @@ def _draw_legend(
         title="★ unseen in training" if unseen else None,
         title_fontproperties={"size": 9, "style": "italic"},
     )
-    for text, k in zip(legend.get_texts(), classes, strict=False):
+    for text, k in zip(legend.get_texts(), named, strict=False):
         text.set_fontstyle("italic" if k in unseen else "normal")
 
 
-def _read_series(path: Path) -> Series:
+def _read_series(path: Path) -> dict[str, dict[int, float]]:
+    """The scalars of a log: name → {step: value}."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such log; a run writes it as <workdir>/metrics.jsonl")
-    series: Series = {}
+    series: dict[str, dict[int, float]] = {}
     broken = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -279,20 +268,3 @@ def _read_series(path: Path) -> Series:
     if broken:
         LOGGER.warning('%s: skipped lines without a JSON object and its "step": %s', path, broken)
     return series
-
-
-def _select(series: Series, endings: tuple[str, ...]) -> Series:
-    return {name: points for name, points in series.items() if name.endswith(endings)}
-
-
-def _draw_lines(ax: Axes, lines: Series) -> None:
-    for number, (name, points) in enumerate(sorted(lines.items())):
-        steps, values = zip(*sorted(points.items()), strict=True)
-        colour = _LINES[number % len(_LINES)]
-        marker = "o" if len(steps) < 20 else ""
-        ax.plot(steps, values, marker=marker, markersize=3.5, color=colour, label=name)
-    ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
-    ax.grid(color="#e8eaee", linewidth=0.8)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_FAINT)
-    ax.legend(frameon=False, fontsize=9)

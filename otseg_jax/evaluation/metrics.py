@@ -49,15 +49,10 @@ class Summary(TypedDict):
 def confusion(
     truth: Integer[np.ndarray, "h w"], prediction: Integer[np.ndarray, "_ _"], num_classes: int
 ) -> Int64[np.ndarray, "k k"]:
-    """Count the pixels of each (true class, predicted class).
-
-    Args:
-        truth: ids, or `IGNORE` where the pixel is not counted.
-        prediction: of the same size, an id wherever the pixel is counted.
-        num_classes: 1..`MOST_CLASSES`; their square is what the counts take in memory.
+    """Count the pixels of each (true class, predicted class), but for those of truth `IGNORE`.
 
     Raises:
-        ValueError: sizes differ, or an id is no class.
+        ValueError: sizes differ, an id is no class, or there are not 1..`MOST_CLASSES` classes.
 
     Example:
         >>> confusion(np.array([[0, 1, -1]]), np.array([[0, 0, 1]]), 2).tolist()
@@ -74,8 +69,7 @@ def confusion(
         counted = truth != IGNORE
         truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
         for name, ids in (("truth", truth), ("prediction", prediction)):
-            unknown = np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist()
-            if unknown:
+            if unknown := np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist():
                 problems.append(f"{name} holds {unknown}, wanted 0 .. {num_classes - 1}")
     if problems:
         raise ValueError("cannot compare the label maps: " + "; ".join(problems))
@@ -90,55 +84,47 @@ def summary(
 
     IoU_k = intersection / union over the whole data set; hIoU = 2·S·U / (S + U) of
     S = mIoU(seen) and U = mIoU(unseen). A class that neither the truth nor the prediction holds
-    has no IoU and is left out of the means; one that is only predicted has IoU 0.
-
-    Args:
-        names: distinct, in the order of the ids.
-        unseen: ids; where there are none, the unseen figures and hIoU are None.
-
-    Returns:
-        `pixel_accuracy_seen` and `pixel_accuracy_unseen` are the fractions of the pixels that are
-        truly of a seen (unseen) class and got their own class.
+    has no IoU and is left out of the means; one that is only predicted has IoU 0. The pixel
+    accuracy of a half is the share of the pixels truly of its classes that got their own. Without
+    unseen ids, the unseen figures and hIoU are None.
 
     Raises:
-        ValueError: names or ids that do not fit the matrix.
+        ValueError: names that repeat, or names or ids that do not fit the matrix.
 
     Source: OTSeg, evaluation metrics (generalised zero-shot segmentation).
     Differs: the reference prints the overall pixel accuracy for both halves.
     """
-    size = len(confusion)
-    _check_classes(size, names, unseen)
-    counts = np.asarray(confusion, dtype=np.int64)
-    right, truth = np.diagonal(counts), counts.sum(axis=1)
-    union = counts.sum(axis=0) + truth - right
-    iou = [_percent(int(hit), int(total)) for hit, total in zip(right, union, strict=True)]
+    _check_classes(len(confusion), names, unseen)
+    right, truth = np.diagonal(confusion), confusion.sum(axis=1)
+    union = confusion.sum(axis=0) + truth - right
+    iou = [*map(_percent, right.tolist(), union.tolist())]
 
-    held_out = sorted(set(unseen))
-    base = np.setdiff1d(np.arange(size), held_out).tolist()
-    miou_seen = _mean([iou[index] for index in base])
-    miou_unseen = _mean([iou[index] for index in held_out])
+    def mean(ids: Sequence[int]) -> float | None:
+        defined = [value for k in ids if (value := iou[k]) is not None]
+        return math.fsum(defined) / len(defined) if defined else None
+
+    def accuracy(ids: Sequence[int]) -> float | None:
+        return _percent(right[ids].sum().item(), truth[ids].sum().item())
+
+    every, held_out = list(range(len(names))), sorted(set(unseen))
+    base = sorted(set(every) - set(unseen))
+    miou_seen, miou_unseen = mean(base), mean(held_out)
     return {
         "miou_seen": miou_seen,
         "miou_unseen": miou_unseen,
         "hiou": _harmonic(miou_seen, miou_unseen),
-        "miou": _mean(iou),
-        "pixel_accuracy": _percent(int(right.sum()), int(truth.sum())),
-        "pixel_accuracy_seen": _percent(int(right[base].sum()), int(truth[base].sum())),
-        "pixel_accuracy_unseen": _percent(int(right[held_out].sum()), int(truth[held_out].sum())),
+        "miou": mean(every),
+        "pixel_accuracy": accuracy(every),
+        "pixel_accuracy_seen": accuracy(base),
+        "pixel_accuracy_unseen": accuracy(held_out),
         "iou": dict(zip(names, iou, strict=True)),
     }
 
 
 def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
-    """Lay out IoU per class and the means of several methods as text.
+    """Lay out IoU per class and the means of each method as lines of text of equal width.
 
-    Args:
-        results: what `summary` returned for each method, over the same class names.
-        unseen: names of the unseen classes: they are marked * and come after the seen ones.
-
-    Returns:
-        Lines of equal width: a header of methods, a row per class, a row per mean; percent with
-        two decimals, "-" where undefined.
+    The classes named in `unseen` are marked * and come last; "-" stands for what is undefined.
 
     Raises:
         ValueError: no method, methods over different classes, or an unseen name that is no class.
@@ -152,13 +138,12 @@ def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
         cat            60.00
         dog *          66.67
     """
-    names = _shared_names(results, unseen)
+    _check_results(results, unseen)
     held_out = set(unseen)
-    ordered = [n for n in names if n not in held_out] + [n for n in names if n in held_out]
     methods: list[Mapping[str, Any]] = list(results.values())
     cells: list[Sequence[str]] = [["IoU, * unseen", *results], SEPARATING_LINE]
-    for name in ordered:
-        label = f"{name} *" if name in held_out else name
+    for name in sorted(methods[0]["iou"], key=lambda name: name in held_out):
+        label = name + " *" * (name in held_out)
         cells.append([label, *(_cell(method["iou"][name]) for method in methods)])
     cells.append(SEPARATING_LINE)
     for key, label in ROWS.items():
@@ -169,13 +154,10 @@ def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
 
 
 def write_json(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Write results as JSON that is the same, byte for byte, for the same results.
+    """Write results as JSON that is the same, byte for byte, for the same results; whole or not.
 
-    The file appears whole or not at all.
-
-    Args:
-        results: nested mappings with string keys, sequences, strings, numbers (numpy's too) and
-            None. Keys are sorted; NaN and infinity, which JSON lacks, become null.
+    Keys are sorted, numpy's numbers and arrays are as Python's; NaN and infinity, which JSON
+    lacks, become null.
 
     Raises:
         TypeError: a value that JSON has no form for.
@@ -197,30 +179,24 @@ def _check_classes(size: int, names: Sequence[str], unseen: Sequence[int]) -> No
         raise ValueError("cannot summarise: " + "; ".join(problems))
 
 
-def _shared_names(results: Mapping[str, Summary], unseen: Sequence[str]) -> list[str]:
+def _check_results(results: Mapping[str, Summary], unseen: Sequence[str]) -> None:
     if not results:
         raise ValueError("results is empty, wanted at least one method")
     first, *others = results
-    names = list(results[first]["iou"])
+    iou = results[first]["iou"]
     problems = [
         f"{other!r} and {first!r} are over different classes"
         for other in others
-        if list(results[other]["iou"]) != names
+        if list(results[other]["iou"]) != list(iou)
     ]
-    if unknown := [name for name in unseen if name not in results[first]["iou"]]:
+    if unknown := [name for name in unseen if name not in iou]:
         problems.append(f"unseen holds {unknown[:5]}, which are no classes of the results")
     if problems:
         raise ValueError("cannot lay out the table: " + "; ".join(problems))
-    return names
 
 
 def _percent(part: int, whole: int) -> float | None:
     return 100.0 * part / whole if whole else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _harmonic(one: float | None, other: float | None) -> float | None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from otseg_jax import build, paths
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import spec, trained
+from otseg_jax.checkpoints import restore, spec
 from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
@@ -39,7 +39,7 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
         FileNotFoundError, ValueError: one message for whoever started it.
     """
     workdir = paths.check_writable(workdir)
-    found = trained.find(options.init_from or workdir, options.eval.checkpoint)
+    found = restore.find(options.init_from or workdir, options.eval.checkpoint)
     adopted = spec.adopt(options, found.spec)
     source = build.open_split(adopted, "val")
     experiment = build.assemble(adopted, source.vocabulary)
@@ -54,15 +54,11 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
 def report(
     experiment: Experiment, source: Split, weights: Any, workdir: Path
 ) -> dict[str, metrics.Summary]:
-    """Evaluate, print the table, and write figures and pictures.
+    """Evaluate trained weights; print and return the summary per output, write it and pictures.
 
     Args:
-        weights: state of what was trained.
         workdir: gets `results.json`, `predictions.png` and, on request, label maps as PNGs in
             `predictions/<output>/`.
-
-    Returns:
-        Summary per output, as in `results.json`.
     """
     vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
 
@@ -94,17 +90,13 @@ def evaluate_split(
     images: int = 0,
     on_photo: sliding.OnPhoto | None = None,
 ) -> dict[str, metrics.Summary]:
-    """Evaluate trained weights on a split.
+    """Evaluate trained weights on a split: a summary per output.
 
     Args:
-        weights: state of what was trained.
         images: at most so many, evenly spaced over the split; 0 for all.
         on_photo: as in `sliding.evaluate`.
-
-    Returns:
-        Summary per output.
     """
-    options = experiment.settings
+    data, options = experiment.settings.data, experiment.settings.eval
     predict = sliding.make_predict(
         experiment.graphdef,
         weights,
@@ -115,30 +107,23 @@ def evaluate_split(
     )
 
     def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
-        fitted = transforms.for_eval(
-            example["image"],
-            scale=options.eval.scale,
-            mean=options.data.mean,
-            std=options.data.std,
-        )
-        return {**example, "image": fitted, "photo": example["image"]}
+        photo = example["image"]
+        fitted = transforms.for_eval(photo, scale=options.scale, mean=data.mean, std=data.std)
+        return {**example, "image": fitted, "photo": photo}
 
+    # Every n-th photo is what the first of n processes would read.
     every = -(-len(source) // images) if images else 1
     examples = pipeline.eval_examples(
-        source,
-        prepare,
-        process_count=every,
-        threads=options.data.threads,
-        buffer=options.data.buffer,
+        source, prepare, process_count=every, threads=data.threads, buffer=data.buffer
     )
     return sliding.evaluate(
         predict,
         examples,
         experiment.vocabulary,
         total=-(-len(source) // every),
-        window=options.data.crop,
-        stride=options.eval.stride,
-        batch_size=options.eval.batch_size,
+        window=data.crop,
+        stride=options.stride,
+        batch_size=options.batch_size,
         seen_offset=experiment.spec.seen_offset,
         on_photo=on_photo,
     )

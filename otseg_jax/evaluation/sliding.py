@@ -3,6 +3,8 @@
 photo f32[h, w, 3] → windows f32[n, s, s, 3] → logits on the patch grid f32[n, k, h/p, w/p], in
 batches of one fixed size that hold windows of several photos → scores stitched on a canvas
 f32[k, h, w] → original size, argmax → label map i16[H, W] → confusion counts i64[k, k].
+`window` (the side of a window) and `stride` are pixels; `batch_size` counts windows that are
+predicted together: the last batch is filled up, so that one shape compiles.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -40,21 +42,15 @@ def make_predict(
 ) -> Predict:
     """Bind trained weights into a function of batches of windows.
 
-    Args:
-        text: prompts of all classes.
-        mesh: devices; a batch is split over its `data` axis.
-
-    Returns:
-        Function of windows f32[b, s, s, 3] to logits by name of the output, f32[b, k, h, w] on the
-        patch grid. It is compiled once per model and batch size, also over several calls of
-        `make_predict`.
+    It turns f32[b, s, s, 3], split over the `data` axis of the mesh, into f32[b, k, h, w] on the
+    patch grid by name of the output. It is compiled once per model and batch size, also over
+    several calls of `make_predict`.
     """
 
     def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
         # every process holds the whole batch and gives its devices what is theirs
-        placed = jax.make_array_from_callback(
-            batch.shape, sharding.by_image(mesh), lambda index: batch[index]
-        )
+        whose = sharding.by_image(mesh)
+        placed = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
         logits = _forward(graphdef, mesh, trainable, frozen, text, placed, outputs.mixtures)
         return jax.device_get(logits)
 
@@ -83,19 +79,15 @@ def scores(
 ) -> Float[Array, "k H W"]:
     """Turn the logits of a photo's windows into its scores: σ(z) − offset, averaged and resized.
 
+    Logits are on the patch grid. Scores outside `output_size` are unspecified.
+
     Args:
-        logits: on the patch grid of each window.
-        origins: (y, x) of the windows.
         weights: 1 for a window, 0 for filling.
-        offset: subtracted from the scores: 0.1 for seen classes after inductive training.
+        offset: 0.1 for seen classes after inductive training, else 0.
         size: (h, w) that the windows were cut from.
         output_size: (H, W) of the original photo.
-        window: side of a window, pixels; static.
-        canvas: (h, w) rounded up; static.
-        output: (H, W) rounded up; static.
-
-    Returns:
-        Scores in [-offset, 1]; what lies outside `output_size` is unspecified.
+        canvas: (h, w) rounded up; static, as `window` and `output` are.
+        output: (H, W) rounded up.
 
     Source: OTSeg (arXiv 2403.14183), sliding.
     """
@@ -108,7 +100,7 @@ _score_map = jax.jit(scores, static_argnames=("window", "canvas", "output"))
 
 
 @partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def _label_map(*arrays: Any, **sizes: Any) -> Int16[Array, "H W"]:
+def _label_map(*arrays: Array, **sizes: Any) -> Int16[Array, "H W"]:
     return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.int16)
 
 
@@ -122,23 +114,10 @@ def photo_scores(
     stride: int,
     batch_size: int,
 ) -> dict[str, Float[np.ndarray, "k H W"]]:
-    """Scores of one photo by every output.
-
-    Args:
-        image: normalised.
-        offset: subtracted from the scores.
-        size: (H, W) wanted.
-        window: side of a window, pixels.
-        stride: pixels between windows.
-        batch_size: windows predicted together; one shape compiles.
-    """
+    """Scores, less `offset`, of one normalised photo in `size` by every output, as in `scores`."""
     example = {"image": image, "label": np.zeros(size, np.int16)}
     (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
-    height, width = size
-    return {
-        name: np.asarray(_score_map(*arrays, **sizes))[:, :height, :width]
-        for name, arrays, sizes in _stitching(photo, offset, window, stride)
-    }
+    return _stitched(_score_map, photo, offset, window, stride)
 
 
 @dataclass
@@ -168,9 +147,6 @@ def evaluate(
     Args:
         examples: {"image": f32[h, w, 3] normalised, "label": i16[H, W], "name": str}.
         total: number of examples, for the progress bar.
-        window: side of a window, pixels.
-        stride: pixels between windows.
-        batch_size: windows predicted together; the last batch is filled up, so one shape compiles.
         seen_offset: subtracted from the scores of seen classes, in [0, 1].
         on_photo: called with (number, example, {output: label map i16[H, W]}) for each photo.
     """
@@ -181,10 +157,11 @@ def evaluate(
     process, processes = jax.process_index(), jax.process_count()
     progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
     for photo in _predicted(predict, examples, window, stride, batch_size):
+        # also where none of the photos is stitched: all processes add up the same names
         for name in photo.logits[0]:
             counts.setdefault(name, np.zeros((len(vocabulary),) * 2, np.int64))
         if photo.number % processes == process:
-            maps = _label_maps(photo, offset, window, stride)
+            maps = _stitched(_label_map, photo, offset, window, stride)
             for name, prediction in maps.items():
                 truth = photo.example["label"]
                 counts[name] += metrics.confusion(truth, prediction, len(vocabulary))
@@ -220,8 +197,7 @@ def _predicted(
             yield photos.pop(0)
 
     for number, example in enumerate(examples):
-        height, width = example["image"].shape[:2]
-        origins = windows.grid(height, width, window=window, stride=stride)
+        origins = windows.grid(*example["image"].shape[:2], window=window, stride=stride)
         photos.append(_Photo(number, example, origins))
         for image in windows.cut(example["image"], origins, window=window):
             waiting.append((photos[-1], image))
@@ -231,49 +207,42 @@ def _predicted(
         yield from flush()
 
 
-def _label_maps(
-    photo: _Photo, offset: np.ndarray, window: int, stride: int
+def _stitched(
+    finish: Callable[..., Array], photo: _Photo, offset: np.ndarray, window: int, stride: int
 ) -> dict[str, np.ndarray]:
-    height, width = photo.example["label"].shape
-    return {
-        name: np.asarray(_label_map(*arrays, **sizes))[:height, :width]
-        for name, arrays, sizes in _stitching(photo, offset, window, stride)
-    }
+    """`_score_map` or `_label_map` per output, in the size of the label.
 
-
-def _stitching(
-    photo: _Photo, offset: np.ndarray, window: int, stride: int
-) -> Iterator[tuple[str, tuple[np.ndarray, ...], dict[str, Any]]]:
-    """Per output the arguments of `scores`, filled up so that photos share their shapes."""
-    height, width = photo.example["image"].shape[:2]
-    out_height, out_width = photo.example["label"].shape
-    canvas = (windows.bucket(max(height, window)), windows.bucket(max(width, window)))
-    slots = len(windows.grid(*canvas, window=window, stride=stride))
-    used = len(photo.origins)
+    Their arguments are filled up so that photos share the shapes that are compiled.
+    """
+    size, output_size = photo.example["image"].shape[:2], photo.example["label"].shape
+    canvas = tuple(windows.bucket(max(side, window)) for side in size)
+    output = tuple(windows.bucket(side) for side in output_size)
+    slots, used = len(windows.grid(*canvas, window=window, stride=stride)), len(photo.origins)
     origins = np.zeros((slots, 2), np.int32)
     origins[:used] = photo.origins
     weights = (np.arange(slots) < used).astype(np.float32)
-    size = np.array((height, width), np.int32)
-    output_size = np.array((out_height, out_width), np.int32)
-    output = (windows.bucket(out_height), windows.bucket(out_width))
-    for name in photo.logits[0]:
-        logits = np.zeros((slots, *photo.logits[0][name].shape), np.float32)
+    sizes = (np.array(size, np.int32), np.array(output_size, np.int32))
+    found = {}
+    for name, first in photo.logits[0].items():
+        logits = np.zeros((slots, *first.shape), np.float32)
         logits[:used] = [z[name] for z in photo.logits]
-        arrays = (logits, origins, weights, offset, size, output_size)
-        yield name, arrays, {"window": window, "canvas": canvas, "output": output}
+        arrays = (logits, origins, weights, offset, *sizes)
+        whole = finish(*arrays, window=window, canvas=canvas, output=output)
+        found[name] = np.asarray(whole)[..., : output_size[0], : output_size[1]]
+    return found
 
 
 def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if jax.process_count() == 1:
         return counts
+
+    def total(part: np.ndarray) -> np.ndarray:
+        gathered = multihost_utils.process_allgather(part.astype(np.int32))
+        return np.asarray(gathered, np.int64).sum(0)
+
+    # Halves, because JAX would cut 64-bit counts to 32; sorted, because processes must agree on
+    # what they exchange next.
     return {
-        # halves, because JAX would cut 64-bit counts to 32
-        name: sum(
-            np.asarray(multihost_utils.process_allgather(half), np.int64).sum(0) << shift
-            for half, shift in (
-                ((counts[name] & 0xFFFFFF).astype(np.int32), 0),
-                ((counts[name] >> 24).astype(np.int32), 24),
-            )
-        )
+        name: total(counts[name] & 0xFFFFFF) + (total(counts[name] >> 24) << 24)
         for name in sorted(counts)
     }

@@ -1,11 +1,13 @@
 """Sliding windows over images of any size, in shapes that compile once.
 
-Images [h, w, 3] and their windows [n, s, s, 3] are numpy and normalised; class scores [n, k, s, s]
-and the canvas [k, h, w] that they are stitched into are jax arrays. Origins [n, 2] are (y, x) of a
-window's top left pixel. An image lies in the top left corner of its canvas, whose sides are rounded
-up (`bucket`) so that few sizes are ever compiled; the true sizes are ordinary arrays. Sizes are
-pixels, at least 1.
+Images and their windows are numpy and normalised; class scores and the canvas that they are
+stitched into are jax arrays. Origins are (y, x) of a window's top left pixel. An image lies in the
+top left corner of its canvas, whose sides are rounded up (`bucket`) so that few sizes are ever
+compiled; the true sizes are ordinary arrays. Sizes are pixels, at least 1.
 """
+
+from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,10 @@ from jaxtyping import Array, Float, Float32, Int32
 
 
 def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarray, "n 2"]:
-    """Place square windows so that every pixel is covered; 1 ≤ stride ≤ window.
-
-    Origins go row by row; the last window of a row or column is shifted back inside. An image
-    smaller than the window has the origin 0 there.
+    """Place square windows, row by row, so that every pixel is covered.
 
     Raises:
-        ValueError: a size below 1, or a stride that leaves gaps.
+        ValueError: a size below 1, or a stride that leaves gaps: wanted 1 ≤ stride ≤ window.
 
     Example:
         >>> grid(48, 72, window=32, stride=24).tolist()
@@ -33,10 +32,10 @@ def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarr
             f"cannot place windows: height={height}, width={width}, window={window}, "
             f"stride={stride}; wanted sizes ≥ 1 and a stride of 1 .. window"
         )
-    return np.array(
-        [(y, x) for y in _starts(height, window, stride) for x in _starts(width, window, stride)],
-        dtype=np.int32,
-    )
+    # The last window of a row or column is shifted back inside; a short side has the start 0.
+    ends = (max(side - window, 0) for side in (height, width))
+    starts = ([*range(0, end, stride), end] for end in ends)
+    return np.array(list(product(*starts)), np.int32)
 
 
 def cut(
@@ -74,8 +73,8 @@ def stitch(
 
     Args:
         scores: those of weight 0 may be anything.
-        origins: where a window lies wholly inside the canvas. One that does not is moved inside,
-            without an error: under `jit` its value is not known.
+        origins: a window that would reach over the canvas is moved inside, without an error: under
+            `jit` its value is not known.
         weights: 1 for a window, 0 for one that only fills up the batch.
         height: of the canvas, ≥ max(image, window); static, like `width`.
 
@@ -102,7 +101,7 @@ def stitch(
             _add_at(weight, jnp.full((1, side, side), share, jnp.float32), (0, y, x)),
         ), None
 
-    empty = (jnp.zeros((classes, height, width)), jnp.zeros((1, height, width)))
+    empty = jnp.zeros((classes, height, width)), jnp.zeros((1, height, width))
     (total, weight), _ = jax.lax.scan(add, empty, (scores, origins, weights))
     return total / jnp.where(weight > 0, weight, 1.0)
 
@@ -117,9 +116,8 @@ def resize(
 ) -> Float[Array, "k {height} {width}"]:
     """Resize the image that lies in a canvas, bilinearly, to another size in another canvas.
 
-    Half-pixel centres, no antialias, edges clamped at the true size: on the true output it equals
-    `jax.image.resize(..., antialias=False)` of the true input, though both sizes are run-time
-    values and only the canvases are compiled in.
+    On the true output it equals `jax.image.resize(..., antialias=False)` of the true input, though
+    both sizes are run-time values and only the canvases are compiled in.
 
     Args:
         size: true (height, width) inside the canvas; what lies outside is never read.
@@ -133,8 +131,11 @@ def resize(
     top, bottom, down = _taps(height, size[0], output_size[0])
     left, right, across = _taps(width, size[1], output_size[1])
     down, across = down[None, :, None], across[None, None, :]
-    rows = _take(canvas, top, 1) * (1.0 - down) + _take(canvas, bottom, 1) * down
-    return _take(rows, left, 2) * (1.0 - across) + _take(rows, right, 2) * across
+    # Should a true size exceed the canvas, which `jit` cannot know, the edge is repeated: the
+    # default mode would return NaN there.
+    take = partial(jnp.take, mode="clip")
+    rows = take(canvas, top, axis=1) * (1.0 - down) + take(canvas, bottom, axis=1) * down
+    return take(rows, left, axis=2) * (1.0 - across) + take(rows, right, axis=2) * across
 
 
 def bucket(size: int, multiple: int = 128) -> int:
@@ -152,20 +153,9 @@ def bucket(size: int, multiple: int = 128) -> int:
     return -(-size // multiple) * multiple
 
 
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    last = max(length - window, 0)
-    return [*range(0, last, stride), last]
-
-
 def _add_at(canvas: Array, patch: Array, start: tuple) -> Array:
     old = jax.lax.dynamic_slice(canvas, start, patch.shape)
     return jax.lax.dynamic_update_slice(canvas, old + patch, start)
-
-
-def _take(array: Array, indices: Array, axis: int) -> Array:
-    # Should a true size exceed the canvas, which `jit` cannot know, the edge is repeated: the
-    # default mode would return NaN there.
-    return jnp.take(array, indices, axis=axis, mode="clip")
 
 
 def _taps(length: int, size: Array, output_size: Array) -> tuple[Array, Array, Array]:

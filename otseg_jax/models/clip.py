@@ -1,13 +1,13 @@
 """CLIP's two towers, a vision transformer with deep prompts and a causal text transformer.
 
 Images are NHWC, already normalised. Tokens [b, t, d] are the class token, the prompts if there are
-any, then the patches in row-major order. Parameters and the residual stream are float32; `dtype` is
-the type of the products in patch embedding and blocks. LayerNorm, softmax and the last projection
-are computed in float32 whatever `dtype` is. Outputs are not normalised.
+any, then the patches in row-major order. `dtype` is the type of the products in patch embedding and
+blocks; all else, the last projection included, is float32. Outputs are not normalised.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int
 
 from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, projection
 
+Images: TypeAlias = Float[Array, "b height width 3"]
+Prompts: TypeAlias = Float[Array, "l b p d"] | None  # for the first l blocks
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):
-    """Sizes of the vision tower; its native image is square.
-
-    Raises:
-        ValueError: sizes that do not fit together.
+    """Sizes of the vision tower, checked as `TowerConfig` says; its native image is square.
 
     Example:
         >>> VisionConfig(image_size=512, patch_size=16, width=768, layers=12, heads=12,
@@ -59,7 +59,7 @@ def resize_positions(
 ) -> Float[Array, "1+{height}*{width} d"]:
     """Resize the grid part of a position embedding, side `grid`; the class token's row is kept.
 
-    Bilinear, half-pixel centres, no antialias; `embedding` itself if nothing changes.
+    Bilinear, half-pixel centres, no antialias; the same array if nothing changes.
 
     Source: CLIP's position embedding at other sizes, DenseCLIP and ZegCLIP.
     """
@@ -89,18 +89,18 @@ class VisionTower(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
-    ) -> None:
+    ):
         self.config, self.remat = config, remat
         self.double_class_embedding = double_class_embedding
-        normal = nnx.initializers.normal(config.width**-0.5)
-        shape = (1 + config.grid**2, config.width)
-        self.class_embedding = nnx.Param(normal(rngs.params(), shape[1:]))
-        self.position_embedding = nnx.Param(normal(rngs.params(), shape))
+        width, patch = config.width, config.patch_size
+        normal = nnx.initializers.normal(width**-0.5)
+        self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
+        self.position_embedding = nnx.Param(normal(rngs.params(), (1 + config.grid**2, width)))
         self.patch_embedding = nnx.Conv(
             3,
-            config.width,
-            (config.patch_size, config.patch_size),
-            strides=config.patch_size,
+            width,
+            (patch, patch),
+            strides=patch,
             padding="VALID",
             use_bias=False,
             dtype=dtype,
@@ -113,11 +113,7 @@ class VisionTower(nnx.Module):
         self.ln_post = layer_norm(config, rngs=rngs)
         self.projection = projection(config, rngs=rngs)
 
-    def encode(
-        self,
-        image: Float[Array, "b height width 3"],
-        prompts: Float[Array, "l b p d"] | None = None,
-    ) -> Float[Array, "b t d"]:
+    def encode(self, image: Images, prompts: Prompts = None) -> Float[Array, "b t d"]:
         """Tokens after the last block, before `ln_post`; without the prompts where l < blocks.
 
         Args:
@@ -133,11 +129,7 @@ class VisionTower(nnx.Module):
         *_, tokens = self.stages(image, prompts)
         return tokens
 
-    def stages(
-        self,
-        image: Float[Array, "b height width 3"],
-        prompts: Float[Array, "l b p d"] | None = None,
-    ) -> Iterator[Float[Array, "b t d"]]:
+    def stages(self, image: Images, prompts: Prompts = None) -> Iterator[Float[Array, "b t d"]]:
         """The tokens that enter the first block, then those after each block; as `encode`."""
         patch, layers = self.config.patch_size, len(self.blocks)
         if min(image.shape[1:3]) < patch:
@@ -158,15 +150,12 @@ class VisionTower(nnx.Module):
             yield tokens
 
     def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:
-        """Map tokens to the space shared with text: projection(ln_post(tokens)), every token.
-
-        OTSeg puts its own `prompt_norm` between `encode` and this; CLIP alone does not.
-        """
+        """Map every token to the space shared with text: projection(ln_post(tokens))."""
         return self.projection(self.ln_post(tokens))
 
-    def _embed(self, image: Float[Array, "b height width 3"]) -> Float[Array, "b t d"]:
-        grid = self.patch_embedding(image).astype(jnp.float32)
-        batch, height, width, channels = grid.shape
+    def _embed(self, image: Images) -> Float[Array, "b t d"]:
+        patches = self.patch_embedding(image).astype(jnp.float32)
+        batch, height, width, channels = patches.shape
         positions = resize_positions(
             self.position_embedding[...], height, width, grid=self.config.grid
         )
@@ -174,7 +163,7 @@ class VisionTower(nnx.Module):
         if self.double_class_embedding:
             # CLIP adds it once; the reference adds it to its position too, and trained so.
             first = first + self.class_embedding[...]
-        patches = rearrange(grid, "b h w d -> b (h w) d") + positions[None, 1:]
+        patches = rearrange(patches, "b h w d -> b (h w) d") + positions[None, 1:]
         first = jnp.broadcast_to(first, (batch, 1, channels))
         return self.ln_pre(jnp.concatenate([first, patches], axis=1))
 
@@ -190,15 +179,11 @@ class TextTower(nnx.Module):
     Source: CLIP (arXiv 2103.00020).
     """
 
-    def __init__(
-        self, config: TextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ) -> None:
-        self.config = config
+    def __init__(self, config: TextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.config, width = config, config.width
         token, position = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
-        self.token_embedding = nnx.Param(token(rngs.params(), (config.vocab_size, config.width)))
-        self.position_embedding = nnx.Param(
-            position(rngs.params(), (config.context_length, config.width))
-        )
+        self.token_embedding = nnx.Param(token(rngs.params(), (config.vocab_size, width)))
+        self.position_embedding = nnx.Param(position(rngs.params(), (config.context_length, width)))
         self.blocks = nnx.List(
             [Block(config, causal=True, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
@@ -206,7 +191,7 @@ class TextTower(nnx.Module):
         self.projection = projection(config, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b c"]:
-        """Embed texts; NaN where a text holds an id outside 0..vocab_size-1.
+        """Embed texts; NaN where one holds an id outside 0..vocab_size-1.
 
         The largest id of a row ends its text; with CLIP's tokenizer that is "<|endoftext|>".
 

@@ -2,16 +2,17 @@
 
 Two attentions share every weight name. Multi-Prompt Sinkhorn Attention (MPSA, OTSeg) replaces the
 softmax by an optimal transport plan; multi-head cross-attention (ZegCLIP) is what it replaces.
-Arrays: queries [b, k, n, c] (image, class, prompt, channel), memory [b, m, c] (pixels in row-major
-order, L2-normalised), score maps [b, k, m]. Sinkhorn, cosines and LayerNorms are float32.
+Sinkhorn, cosines and LayerNorms are float32.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
@@ -20,8 +21,23 @@ from otseg_jax.ot.sinkhorn import sinkhorn
 
 KINDS = ("mpsa", "cross_attention")
 
-Transport: TypeAlias = Callable[[Float[Array, "b k m n"]], Float[Array, "b k m n"]]
+Queries: TypeAlias = Float[Array, "b k n c"]  # image, class, prompt, channel
+Pixels: TypeAlias = Float[Array, "b m c"]  # in row-major order, L2-normalised
+Pairs: TypeAlias = Float[Array, "b k m n"]  # of every pixel with every prompt of a class
+Scores: TypeAlias = Float[Array, "b k m"]
+Attended: TypeAlias = tuple[Queries, Scores]  # what prompts collect from the pixels, a score map
+
+Transport: TypeAlias = Callable[[Pairs], Pairs]
 """Similarities to transport plans, rows summing to 1/m: the solver that is handed in."""
+
+MaybeKey: TypeAlias = Key[Array, ""] | None
+"""A key turns dropout on."""
+
+Drop: TypeAlias = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+"""Dropout with its rate and key."""
+
+Attend: TypeAlias = Callable[[Queries, Pixels, Pixels, Drop], Attended]
+"""An attention between projected queries, keys and values, with dropout of its map."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +47,12 @@ class Sinkhorn:
     epsilon: float = 0.05
     iterations: int | None = None
 
-    def __call__(self, similarity: Float[Array, "b k m n"]) -> Float[Array, "b k m n"]:
+    def __call__(self, similarity: Pairs) -> Pairs:
         """Transport plans."""
         return sinkhorn(similarity, epsilon=self.epsilon, iterations=self.iterations)
 
 
-def alignment(
-    plan: Float[Array, "b k m n"], similarity: Float[Array, "b k m n"]
-) -> Float[Array, "b k m"]:
+def alignment(plan: Pairs, similarity: Pairs) -> Scores:
     """Refined alignment of every pixel with every class, S*[m] = M·N·Σₙ T[m,n]·S[m,n].
 
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn.
@@ -53,9 +67,7 @@ def normalize(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-def cosine(
-    queries: Float[Array, "b k n c"], pixels: Float[Array, "b m c"]
-) -> Float[Array, "b k m n"]:
+def cosine(queries: Queries, pixels: Pixels) -> Pairs:
     """Cosine similarity of every pixel with every prompt, f32 in [-1, 1].
 
     HIGHEST precision: TPU and GPU would otherwise multiply in bf16 or TF32, an error that the
@@ -66,7 +78,7 @@ def cosine(
     )
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], rate: float, key: MaybeKey) -> Float[Array, "..."]:
     """Zero entries with probability `rate`, scale the rest by 1/(1 − rate); no key, no dropout."""
     if key is None or rate == 0.0:
         return x
@@ -92,20 +104,8 @@ def torch_linear(
     )
 
 
-class Attention(nnx.Module):
-    """Projections that both attentions have: query, key, value, out, each Linear c → c."""
-
-    def __init__(
-        self, width: int, *, dropout: float, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
-        self.query = torch_linear(width, width, dtype=dtype, rngs=rngs)
-        self.key = torch_linear(width, width, dtype=dtype, rngs=rngs)
-        self.value = torch_linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = torch_linear(width, width, dtype=dtype, rngs=rngs)
-        self.dropout = dropout
-
-
-class SinkhornAttention(Attention):
+@dataclass(frozen=True)
+class SinkhornAttention:
     """Multi-Prompt Sinkhorn Attention: the transport plan is the attention map.
 
     One head over all channels, whatever num_heads says in the reference's configs.
@@ -113,106 +113,77 @@ class SinkhornAttention(Attention):
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn Attention.
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        transport: Transport,
-        dropout: float,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(width, dropout=dropout, dtype=dtype, rngs=rngs)
-        self.transport = transport
+    transport: Transport
 
-    def __call__(
-        self,
-        queries: Float[Array, "b k n c"],
-        memory: Float[Array, "b m c"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b k n c"], Float[Array, "b k m"]]:
-        """Return what the prompts collect from the pixels, and the layer's score map."""
-        similarity = cosine(self.query(queries), self.key(memory))
+    def __call__(self, query: Queries, key: Pixels, value: Pixels, drop: Drop) -> Attended:
+        """Attend by the plan between cosines."""
+        similarity = cosine(query, key)
         plan = self.transport(similarity)
         # The plan as it is: its columns sum to 1/n, and published weights expect that scale.
-        collected = jnp.einsum(
-            "bkmn,bmc->bknc", dropout(plan, self.dropout, key), self.value(memory)
-        )
-        return self.out(collected), alignment(plan, similarity)
+        return jnp.einsum("bkmn,bmc->bknc", drop(plan), value), alignment(plan, similarity)
 
 
-class CrossAttention(Attention):
-    """ZegCLIP's multi-head softmax attention; its score map is the mean over heads before softmax.
+@dataclass(frozen=True)
+class CrossAttention:
+    """ZegCLIP's multi-head softmax attention, of one prompt per class (n = 1).
+
+    Its score map is the mean over heads before the softmax.
 
     Source: ZegCLIP (arXiv 2212.03588).
     """
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        dropout: float,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(width, dropout=dropout, dtype=dtype, rngs=rngs)
-        self.heads = heads
+    heads: int
 
-    def __call__(
-        self,
-        queries: Float[Array, "b k n c"],
-        memory: Float[Array, "b m c"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b k n c"], Float[Array, "b k m"]]:
-        """Return the attended values and the score map; one prompt per class (n = 1)."""
-        b, k, _, c = queries.shape
-        split = (self.heads, c // self.heads)
-        q = self.query(queries[:, :, 0]).reshape(b, k, *split)
-        x, v = (
-            layer(memory).reshape(b, memory.shape[1], *split) for layer in (self.key, self.value)
+    def __call__(self, query: Queries, key: Pixels, value: Pixels, drop: Drop) -> Attended:
+        """Attend by softmax(q·kᵀ/√(width of a head))."""
+        q, k, v = (
+            rearrange(x, "b t (heads c) -> b t heads c", heads=self.heads)
+            for x in (query[:, :, 0], key, value)
         )
-        scale = split[1] ** -0.5
-        logits = scale * jnp.einsum(
+        logits = q.shape[-1] ** -0.5 * jnp.einsum(
             "bkhc,bmhc->bhkm",
             q.astype(jnp.float32),
-            x.astype(jnp.float32),
+            k.astype(jnp.float32),
             precision=jax.lax.Precision.HIGHEST,
         )
-        weights = dropout(jax.nn.softmax(logits, axis=-1), self.dropout, key)
-        attended = jnp.einsum("bhkm,bmhc->bkhc", weights, v)
-        return self.out(attended.reshape(b, k, 1, c)), jnp.mean(logits, axis=1)
+        collected = jnp.einsum("bhkm,bmhc->bkhc", drop(jax.nn.softmax(logits, axis=-1)), v)
+        return rearrange(collected, "b k heads c -> b k 1 (heads c)"), jnp.mean(logits, axis=1)
+
+
+class Attention(nnx.Module):
+    """Projections around an attention: query, key, value and out, each Linear c → c."""
+
+    def __init__(
+        self, width: int, attend: Attend, *, dropout: float, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        linear = partial(torch_linear, width, width, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+        self.attend, self.dropout = attend, dropout
+
+    def __call__(self, queries: Queries, memory: Pixels, *, key: MaybeKey = None) -> Attended:
+        """Project, attend, project back."""
+        drop = partial(dropout, rate=self.dropout, key=key)
+        collected, score_map = self.attend(
+            self.query(queries), self.key(memory), self.value(memory), drop
+        )
+        return self.out(collected), score_map
 
 
 class DecoderLayer(nnx.Module):
     """Attention, then a two-layer MLP, each added and normalised after; no self-attention."""
 
     def __init__(
-        self,
-        attention: Attention,
-        width: int,
-        *,
-        dropout: float,
-        dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
+        self, width: int, attend: Attend, *, dropout: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
-        self.attention = attention
+        self.attention = Attention(width, attend, dropout=dropout, dtype=dtype, rngs=rngs)
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.norm3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         self.linear1 = torch_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.linear2 = torch_linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout
 
-    def __call__(
-        self,
-        queries: Float[Array, "b k n c"],
-        memory: Float[Array, "b m c"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b k n c"], Float[Array, "b k m"]]:
-        """Return refined queries (f32) and the layer's score map (f32)."""
+    def __call__(self, queries: Queries, memory: Pixels, *, key: MaybeKey = None) -> Attended:
+        """Refine the queries; they and the score map are float32."""
         keys = [None] * 4 if key is None else list(jax.random.split(key, 4))
         attended, score_map = self.attention(queries, memory, key=keys[0])
         queries = self.norm2(queries + dropout(attended, self.dropout, keys[1]).astype(jnp.float32))
@@ -228,11 +199,10 @@ class Decoder(nnx.Module):
 
     Args:
         kind: "mpsa" (OTSeg) or "cross_attention" (ZegCLIP).
-        heads: of cross-attention; MPSA has one.
-        transport: of MPSA.
+        heads: of cross-attention; MPSA has one, and `transport`.
 
     Raises:
-        ValueError: unknown kind, no layers, or a width that the heads do not divide.
+        ValueError: no layers, or a width that the heads do not divide.
 
     Source: OTSeg (arXiv 2403.14183), decoder; ZegCLIP (arXiv 2212.03588).
     """
@@ -241,12 +211,12 @@ class Decoder(nnx.Module):
         self,
         width: int,
         *,
-        kind: str = "mpsa",
-        layers: int = 3,
-        heads: int = 8,
-        dropout: float = 0.1,
-        transport: Transport = Sinkhorn(),
-        dtype: DTypeLike = jnp.float32,
+        kind: str,
+        layers: int,
+        heads: int,
+        dropout: float,
+        transport: Transport,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         if layers < 1:
@@ -254,32 +224,14 @@ class Decoder(nnx.Module):
         if kind == "cross_attention" and (heads < 1 or width % heads):
             raise ValueError(f"model.decoder_heads={heads} must divide the embedding width {width}")
         self.kind = kind
+        attend = SinkhornAttention(transport) if kind == "mpsa" else CrossAttention(heads)
+        layer = partial(DecoderLayer, width, attend, dropout=dropout, dtype=dtype)
+        # Every layer draws from the same key: the reference deep-copies one initialised layer.
         seed = rngs.params()
+        self.layers = nnx.List(layer(rngs=nnx.Rngs(params=seed)) for _ in range(layers))
 
-        def layer() -> DecoderLayer:
-            # Every layer draws from the same key: the reference deep-copies one initialised layer.
-            rngs = nnx.Rngs(params=seed)
-            attention: Attention
-            if kind == "mpsa":
-                attention = SinkhornAttention(
-                    width, transport=transport, dropout=dropout, dtype=dtype, rngs=rngs
-                )
-            else:
-                attention = CrossAttention(
-                    width, heads=heads, dropout=dropout, dtype=dtype, rngs=rngs
-                )
-            return DecoderLayer(attention, width, dropout=dropout, dtype=dtype, rngs=rngs)
-
-        self.layers = nnx.List([layer() for _ in range(layers)])
-
-    def __call__(
-        self,
-        queries: Float[Array, "b k n c"],
-        memory: Float[Array, "b m c"],
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b k m"]:
-        """Return logits f32[b, k, m]; `key` turns dropout on."""
+    def __call__(self, queries: Queries, memory: Pixels, *, key: MaybeKey = None) -> Scores:
+        """Logits of every class at every pixel."""
         maps = []
         for i, layer in enumerate(self.layers):
             layer_key = None if key is None else jax.random.fold_in(key, i)

@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
     KINDS,
     Decoder,
+    MaybeKey,
+    Pixels,
+    Queries,
+    Scores,
     Sinkhorn,
     Transport,
     alignment,
@@ -40,10 +44,8 @@ def _outside_the_tower(path: tuple[Any, ...], value: Any) -> bool:
 
 
 TRAINABLE: Final = nnx.All(nnx.Param, _outside_the_tower)
-"""Filter of the learning parameters: `nnx.split(model, TRAINABLE, ...)`.
-
-Every `nnx.Param` except those of `FROZEN`. A variable of another type (a counter, a key) never
-learns.
+"""Filter of the learning parameters, for `nnx.split(model, TRAINABLE, ...)`: every `nnx.Param`
+except those of `FROZEN`. A variable of another type (a counter, a key) never learns.
 
 Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the decoder learn.
 """
@@ -53,31 +55,22 @@ Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the de
 class OTSegConfig:
     """What can be chosen about the model around a CLIP tower; `configs/common.py`, `model`.
 
-    Attributes:
-        decoder: "mpsa" (OTSeg) or "cross_attention" (ZegCLIP: no MPS path, one prompt per class).
-        decoder_heads: of cross-attention.
-        prompt_tokens: visual prompt tokens p per block.
-        prompt_blocks: blocks with prompts of their own; 0: all.
-        dropout: rate for prompts and decoder, in [0, 1).
-        epsilon: weight of the entropy in Sinkhorn.
-        sinkhorn: "implicit" solves every transport problem to convergence and differentiates the
-            result implicitly; "unrolled" runs `iterations` updates, the reference's way.
-        remat: recompute each block in the backward pass instead of storing its activations.
-
     Raises:
         ValueError: a choice that does not exist, or a size below 1, named by its config field.
     """
 
-    decoder: str = "mpsa"
+    decoder: str = "mpsa"  # OTSeg; "cross_attention": ZegCLIP, no MPS path, one prompt per class
     decoder_layers: int = 3
-    decoder_heads: int = 8
-    prompt_tokens: int = 10
-    prompt_blocks: int = 0
-    dropout: float = 0.1
-    epsilon: float = 0.05
+    decoder_heads: int = 8  # of cross-attention; MPSA has one
+    prompt_tokens: int = 10  # visual prompts per block
+    prompt_blocks: int = 0  # blocks with prompts of their own; 0: all
+    dropout: float = 0.1  # rate for prompts and decoder, in [0, 1)
+    epsilon: float = 0.05  # weight of the entropy in Sinkhorn
+    # "implicit" solves every transport problem to convergence and differentiates the result
+    # implicitly; "unrolled" runs `iterations` updates, the reference's way
     sinkhorn: str = "implicit"
     iterations: int = 100
-    remat: bool = False
+    remat: bool = False  # recompute each block in the backward pass, store no activations
 
     def __post_init__(self) -> None:
         problems = [
@@ -101,10 +94,9 @@ class OTSegConfig:
         return Sinkhorn(self.epsilon, self.iterations if self.sinkhorn == "unrolled" else None)
 
     def outputs(self, *, mps_weight: float = 0.5) -> Outputs:
-        """What the method is scored on: OTSeg (decoder alone) and OTSeg+, or ZegCLIP.
+        """What the method is scored on: OTSeg (the decoder alone) and OTSeg+, or ZegCLIP.
 
-        Args:
-            mps_weight: w of the MPS path in OTSeg+, z = (1 − w)·z_decoder + w·z_mps.
+        OTSeg+ is z = (1 − w)·z_decoder + w·z_mps with w = mps_weight.
 
         Source: OTSeg (arXiv 2403.14183), inference.
         """
@@ -117,52 +109,41 @@ class OTSegConfig:
 class VisualPrompts(nnx.Module):
     """Deep visual prompts (VPT): learned tokens in front of every block of the frozen tower.
 
-    Args:
-        tokens: prompt tokens p per block.
-        blocks: blocks that get prompts of their own, the first one included.
-        patch_size: pixels; sets the range of the initial values.
-
     Source: OTSeg (arXiv 2403.14183); Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
     """
 
-    def __init__(
-        self,
-        *,
-        tokens: int,
-        blocks: int,
-        width: int,
-        patch_size: int,
-        dropout: float,
-        rngs: nnx.Rngs,
-    ):
-        bound = (6.0 / (3 * patch_size**2 + width)) ** 0.5
+    def __init__(self, vision: VisionConfig, config: OTSegConfig, *, rngs: nnx.Rngs):
+        width, blocks = vision.width, config.prompt_blocks or vision.layers
+        if not 1 <= blocks <= vision.layers:
+            raise ValueError(
+                f"model.prompt_blocks={config.prompt_blocks}: the tower has {vision.layers} blocks"
+            )
+        bound = (6.0 / (3 * vision.patch_size**2 + width)) ** 0.5
 
-        def uniform(shape):
+        def uniform(count):
+            shape = (count, config.prompt_tokens, width)
             return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
-        self.first = nnx.Param(uniform((1, tokens, width)))
-        self.deep = nnx.Param(uniform((blocks - 1, tokens, width))) if blocks > 1 else None
+        self.first = nnx.Param(uniform(1))
+        self.deep = nnx.Param(uniform(blocks - 1)) if blocks > 1 else None
         self.proj = torch_linear(width, width, rngs=rngs)
         # The reference draws this weight from He's normal (fan out); its bias keeps the default.
         self.proj.kernel[...] = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
             rngs.params(), (width, width)
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
-        self.dropout = dropout
+        self.dropout = config.dropout
 
-    def __call__(self, batch: Any, *, key: Key[Array, ""] | None = None) -> Float[Array, "l b p d"]:
+    def __call__(self, batch: Any, *, key: MaybeKey = None) -> Float[Array, "l b p d"]:
         """Project the tokens for `batch` images (a symbol under jax.export); own dropout each."""
         deep = [] if self.deep is None else [self.deep[...]]
         tokens = self.proj(jnp.concatenate([self.first[...], *deep]))
-        blocks, count, width = tokens.shape
-        tokens = jnp.broadcast_to(tokens[:, None], (blocks, batch, count, width))
+        tokens = jnp.broadcast_to(tokens[:, None], (len(tokens), batch, *tokens.shape[1:]))
         return dropout(tokens, self.dropout, key)
 
 
 class OTSeg(nnx.Module):
     """Text-driven segmentation by optimal transport; with cross-attention it is ZegCLIP.
-
-    Only the submodule `vision` is frozen; everything else is trained.
 
     Args:
         vision: sizes of the CLIP tower.
@@ -184,22 +165,10 @@ class OTSeg(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        blocks = config.prompt_blocks or vision.layers
-        if not 1 <= blocks <= vision.layers:
-            raise ValueError(
-                f"model.prompt_blocks={config.prompt_blocks}: the tower has {vision.layers} blocks"
-            )
         self.patch_size = vision.patch_size
         self.transport = config.transport if transport is None else transport
         self.vision = VisionTower(vision, dtype=dtype, remat=config.remat, rngs=rngs)
-        self.prompts = VisualPrompts(
-            tokens=config.prompt_tokens,
-            blocks=blocks,
-            width=vision.width,
-            patch_size=vision.patch_size,
-            dropout=config.dropout,
-            rngs=rngs,
-        )
+        self.prompts = VisualPrompts(vision, config, rngs=rngs)
         self.q_proj = torch_linear(2 * vision.embed_dim, vision.embed_dim, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(
             vision.embed_dim,
@@ -213,9 +182,9 @@ class OTSeg(nnx.Module):
         )
 
     def embed(
-        self, image: Float[Array, "b H W 3"], *, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, "b c"], Float[Array, "b m c"]]:
-        """Embed images: global g f32[b, c] and pixels F f32[b, m, c], both L2-normalised."""
+        self, image: Float[Array, "b H W 3"], *, key: MaybeKey = None
+    ) -> tuple[Float[Array, "b c"], Pixels]:
+        """Embed images: as a whole (g) and by pixel (F), both L2-normalised."""
         tokens = self.vision.encode(image, self.prompts(image.shape[0], key=key))
         # prompt_norm, then CLIP's own ln_post and projection, over all tokens: both norms, in that
         # order, is what the reference trains with.
@@ -226,11 +195,11 @@ class OTSeg(nnx.Module):
     def match(
         self,
         global_embedding: Float[Array, "b c"],
-        pixels: Float[Array, "b m c"],
+        pixels: Pixels,
         text: Float[Array, "k n c"],
         *,
-        key: Key[Array, ""] | None = None,
-    ) -> dict[str, Float[Array, "b k m"]]:
+        key: MaybeKey = None,
+    ) -> dict[str, Scores]:
         """Match pixels with classes: logits of the decoder and of the MPS path, by name."""
         queries = self.describe(global_embedding, text)
         maps = {"decoder": self.decoder(queries, pixels, key=key)}
@@ -241,28 +210,20 @@ class OTSeg(nnx.Module):
 
     def describe(
         self, global_embedding: Float[Array, "b c"], text: Float[Array, "k n c"]
-    ) -> Float[Array, "b k n c"]:
+    ) -> Queries:
         """Relationship descriptor: the image's own reading of each prompt, beside the prompt."""
         product = global_embedding[:, None, None] * text[None]
         beside = jnp.broadcast_to(text[None], product.shape)
         return self.q_proj(jnp.concatenate([product, beside], axis=-1))
 
     def __call__(
-        self,
-        image: Float[Array, "b H W 3"],
-        text: Float[Array, "k n c"],
-        *,
-        key: Key[Array, ""] | None = None,
+        self, image: Float[Array, "b H W 3"], text: Float[Array, "k n c"], *, key: MaybeKey = None
     ) -> dict[str, Float[Array, "b k h w"]]:
-        """Segment images.
+        """Segment images: logits by name of the map; `key` turns dropout on.
 
         Args:
             image: normalised, RGB; H and W divisible by the patch.
             text: L2-normalised prompt embeddings; n = 1 for cross-attention.
-            key: turns dropout on.
-
-        Returns:
-            Logits by name of the map.
 
         Raises:
             ValueError: several prompts per class for cross-attention.

@@ -1,9 +1,7 @@
 """Named logit maps, and how a method mixes them into what is scored.
 
-A model returns `{map name: f32[b, k, h, w]}` on the patch grid. An `Outputs` says which mixtures of
-these are of interest and which one is the method's own answer. Inference, pseudo-labels, export and
-tables read it, and nobody needs to know how many maps there are. Upsampling is linear: mixing
-before it is exact.
+A model returns `{map name: f32[b, k, h, w]}` on the patch grid. Inference, pseudo-labels, export
+and tables go by an `Outputs`, and nobody needs to know how many maps there are.
 """
 
 from collections.abc import Mapping
@@ -16,23 +14,15 @@ from jaxtyping import Array, Float
 
 Maps: TypeAlias = Mapping[str, Float[Array, "b k h w"]]
 Mixture: TypeAlias = Mapping[str, float | Float[Array, ""]]
-"""Map name → weight."""
+"""Map name → weight. Upsampling is linear: mixing before it is exact."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a method is scored on.
+    """What a method is scored on; a `main` that is none of the mixtures is a ValueError."""
 
-    Attributes:
-        mixtures: output name → mixture of the model's maps.
-        main: the output that predictions, pseudo-labels and the best checkpoint go by.
-
-    Raises:
-        ValueError: `main` is none of the mixtures.
-    """
-
-    mixtures: Mapping[str, Mapping[str, float]]
-    main: str
+    mixtures: Mapping[str, Mapping[str, float]]  # output name → mixture of the model's maps
+    main: str  # what predictions, pseudo-labels and the best checkpoint go by
 
     def __post_init__(self) -> None:
         if self.main not in self.mixtures:

@@ -1,13 +1,13 @@
 """The residual block that both of CLIP's towers are stacks of.
 
-Parameters and the residual stream are float32; `dtype` is the type of the matrix products.
-LayerNorm and softmax are computed in float32 whatever `dtype` is. Weights start with OpenAI's
-standard deviations.
+Parameters, the residual stream, LayerNorm and softmax are float32; `dtype` is that of the matrix
+products. Weights start with OpenAI's standard deviations.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """Sizes that both towers have.
-
-    Raises:
-        ValueError: sizes that do not fit together.
-    """
+    """Sizes that both towers have; those that do not fit together are one ValueError."""
 
     width: int  # channels of a token
     layers: int
@@ -66,9 +62,7 @@ class TowerConfig:
 class Attention(nnx.Module):
     """Multi-head self-attention, softmax(q·kᵀ/√(width of a head))·v, with biases."""
 
-    def __init__(
-        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads, self.causal = config.heads, causal
         std = config.width**-0.5
         linear = partial(_linear, config.width, config.width, dtype=dtype, rngs=rngs)
@@ -88,7 +82,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two Linear layers with the activation between them."""
 
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.activation = config.activation
         inner, outer = (2 * config.width) ** -0.5, (2 * config.width * config.layers) ** -0.5
         linear = partial(_linear, dtype=dtype, rngs=rngs)
@@ -102,9 +96,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x))."""
 
-    def __init__(
-        self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.ln_1 = layer_norm(config, rngs=rngs)
         self.attention = Attention(config, causal=causal, dtype=dtype, rngs=rngs)
         self.ln_2 = layer_norm(config, rngs=rngs)
@@ -115,19 +107,14 @@ class Block(nnx.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def _linear(
-    inputs: int, outputs: int, *, std: float, dtype: DTypeLike, rngs: nnx.Rngs, bias: bool = True
-) -> nnx.Linear:
-    init = nnx.initializers.normal(std)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, dtype=dtype, rngs=rngs)
+def _linear(inputs: int, outputs: int, *, std: float, **options: Any) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(std), **options)
 
 
 def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
     """The Linear without bias from a tower's width to the shared space, always float32."""
-    std = config.width**-0.5
-    return _linear(
-        config.width, config.embed_dim, std=std, bias=False, dtype=jnp.float32, rngs=rngs
-    )
+    width, std = config.width, config.width**-0.5
+    return _linear(width, config.embed_dim, std=std, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
 
 def layer_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -29,15 +29,13 @@ class Log:
 
     def write_results(self, step: int, results: Mapping[str, Any]) -> None:
         """Append the means of an evaluation, as "output/measure"."""
-        self.write(
-            step,
-            {
-                f"{output}/{name}": value
-                for output, summary in results.items()
-                for name, value in summary.items()
-                if name != "iou"
-            },
-        )
+        means = {
+            f"{output}/{name}": value
+            for output, summary in results.items()
+            for name, value in summary.items()
+            if name != "iou"
+        }
+        self.write(step, means)
 
     def draw(self) -> None:
         """Draw the curves beside it."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from otseg_jax import build, paths, sharding
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import spec, trained
+from otseg_jax.checkpoints import restore, spec
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.data.classes import Vocabulary
@@ -28,9 +28,9 @@ from otseg_jax.evaluation import report
 from otseg_jax.models.decoder import Transport
 from otseg_jax.settings import Settings
 from otseg_jax.training import optim
+from otseg_jax.training.interrupt import StopOnSignal
 from otseg_jax.training.log import Log
 from otseg_jax.training.step import State, Step, make_train_step
-from otseg_jax.training.stop import StopOnSignal
 from otseg_jax.weights import source as weights_source
 
 LOGGER = logging.getLogger(__name__)
@@ -81,15 +81,10 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
 
 
 def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> Checkpoints:
-    """The checkpoints of a run: latest, best on validation, and the half of the schedule.
-
-    A transductive run starts from the half of an inductive one, so that is kept.
-    """
-    return Checkpoints(
-        workdir / trained.CHECKPOINTS,
-        milestones=[options.train.steps // 2],
-        metric="hiou" if vocabulary.unseen else "miou",
-    )
+    """The checkpoints of a run: latest, best on validation, and the half of the schedule."""
+    # a transductive run starts from the half of an inductive one
+    half, metric = options.train.steps // 2, "hiou" if vocabulary.unseen else "miou"
+    return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
 
 
 def _initial_state(
@@ -126,7 +121,7 @@ def _start_from(init_from: str, experiment: Experiment) -> Any:
             "leave it 0"
         )
     wanted = str(step) if step else "half" if experiment.regime.unseen else "latest"
-    found = trained.find(init_from, wanted)
+    found = restore.find(init_from, wanted)
     spec.check_same_model(found.spec, experiment.spec, where=init_from)
     LOGGER.info("Starting from %s", found.where)
     return found.restore(experiment.trainable)
@@ -164,22 +159,15 @@ class _Run:
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
-        start = self.done
-        progress = tqdm(
-            total=train.steps, initial=start, unit="step", disable=jax.process_index() != 0
-        )
+        frozen, text = self.experiment.frozen, self.experiment.text
+        start, silent = self.done, jax.process_index() != 0
+        progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
         with progress, StopOnSignal() as stop:
             # the first step compiles and is no part of the speed
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
-                self.state, scalars = step(
-                    self.state,
-                    self.experiment.frozen,
-                    self.experiment.text,
-                    batch,
-                    np.int32(done - 1),
-                )
+                self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
                 self.done = done
                 progress.update()
                 if done == start + 1:
@@ -209,24 +197,19 @@ class _Run:
 
     def _validate_and_save(self, stopping: bool) -> bool:
         """Validate and save where it is time to; returns whether that took time."""
-        train, done = self.options.train, self.done
-        metrics, weights = None, self.state.trainable
+        train, done, results = self.options.train, self.done, None
+        judged = (self.experiment, self.validation, self.state.trainable)
         if done == train.steps:
             self.log.draw()
-            metrics = self._judge(
-                report.report(self.experiment, self.validation, weights, self.workdir)
-            )
+            results = report.report(*judged, self.workdir)
         elif train.eval_every and done % train.eval_every == 0 and not stopping:
-            metrics = self._judge(
-                report.evaluate_split(
-                    self.experiment, self.validation, weights, images=train.eval_images
-                )
-            )
+            results = report.evaluate_split(*judged, images=train.eval_images)
+        metrics = self._judge(results) if results else None
         half_or_end = done in (train.steps, train.steps // 2)
         save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
         if save:
             if not self._finite():
-                raise ValueError(self._diverged())
+                raise self._diverged()
             self._save(metrics)
         return bool(save)
 
@@ -244,8 +227,8 @@ class _Run:
         leaves = jax.tree.leaves(self.state.trainable)
         return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
 
-    def _diverged(self) -> str:
-        return (
+    def _diverged(self) -> ValueError:
+        return ValueError(
             f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
             f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
             f"checkpoints up to step {self.saved} are untouched"
@@ -269,7 +252,7 @@ class _Run:
     def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
         if not np.isfinite(scalars["loss"]):
-            raise ValueError(self._diverged())
+            raise self._diverged()
         numbers = {name: float(value) for name, value in scalars.items()}
         rate = float(self.schedule(self.done - 1))
         measured = {} if speed is None else {"images_per_second": speed}

@@ -1,10 +1,11 @@
 """Training losses on one map of class logits: sigmoid focal, dice, and their weighted pair.
 
-Logits are raw (before the sigmoid); any float dtype is raised to float32. Labels are positions on
-the axis k of the logits, or `IGNORE`. Every loss is a float32 sum, not yet divided by
-`num = max(1, count_pairs)`: the divisor belongs to the global batch, so a step that accumulates
-gradients over several small batches divides their sum once, at the end.
+Every loss is a float32 sum, whatever the logits are, not yet divided by max(1, `count_pairs`): the
+divisor belongs to the global batch, so a step that accumulates gradients over several small batches
+divides their sum once, at the end.
 """
+
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +13,18 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from otseg_jax.data.classes import IGNORE
 
+Logits: TypeAlias = Float[Array, "b k h w"]  # raw, before the sigmoid
+Labels: TypeAlias = Int[Array, "b h w"]  # positions on the axis k of the logits, or `IGNORE`
+
 
 def sigmoid_focal(
-    logits: Float[Array, "b k h w"],
-    labels: Int[Array, "b h w"],
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    logits: Logits, labels: Labels, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Float32[Array, ""]:
     """Focal loss of K independent sigmoids, averaged over pixels, summed over images and classes.
 
-    Σ_{b,k} mean_{h,w} α_t · BCE(z, t) · (1 − p_t)^γ, with p_t = σ(z) where t = 1 and 1 − σ(z)
-    elsewhere. An ignored pixel is a negative of every class.
-
-    Args:
-        alpha: weight of positives, in [0, 1]; negatives weigh 1 − alpha.
-        gamma: exponent that fades easy pixels, ≥ 0.
+    Σ_{b,k} mean_{h,w} α_t · BCE(z, t) · (1 − p_t)^γ, with p_t = σ(z) and α_t = alpha where t = 1,
+    1 − σ(z) and 1 − alpha elsewhere; alpha in [0, 1], γ = gamma ≥ 0, which fades easy pixels. An
+    ignored pixel is a negative of every class.
 
     Source: the segmentation loss of OTSeg; focal loss of Lin et al. 2017.
     """
@@ -43,16 +40,11 @@ def sigmoid_focal(
     return jnp.sum(jnp.mean(weight * entropy * fade, axis=(2, 3)))
 
 
-def dice(
-    logits: Float[Array, "b k h w"], labels: Int[Array, "b h w"], *, smooth: float = 1.0
-) -> Float32[Array, ""]:
+def dice(logits: Logits, labels: Labels, *, smooth: float = 1.0) -> Float32[Array, ""]:
     """Dice loss summed over the (image, class) pairs whose class is present in the image.
 
-    Σ_{(b,k) present} 1 − (2 Σ_{h,w} p·t + s) / (Σ_{h,w} p + Σ_{h,w} t + s), p = σ(z).
-    Ignored pixels still count in Σ p.
-
-    Args:
-        smooth: s > 0.
+    Σ_{(b,k) present} 1 − (2 Σ_{h,w} p·t + s) / (Σ_{h,w} p + Σ_{h,w} t + s), with p = σ(z) and
+    s = smooth > 0. Ignored pixels still count in Σ p.
 
     Source: the segmentation loss of OTSeg; dice loss of Milletari et al. 2016, without squares.
     """
@@ -64,7 +56,7 @@ def dice(
     return jnp.sum(jnp.where(area > 0, 1.0 - ratio, 0.0))
 
 
-def count_pairs(labels: Int[Array, "b h w"], num_classes: int) -> Float32[Array, ""]:
+def count_pairs(labels: Labels, num_classes: int) -> Float32[Array, ""]:
     """Number of (image, class) pairs whose class fills at least one pixel of the image.
 
     Example:
@@ -75,11 +67,7 @@ def count_pairs(labels: Int[Array, "b h w"], num_classes: int) -> Float32[Array,
 
 
 def segmentation(
-    logits: Float[Array, "b k h w"],
-    labels: Int[Array, "b h w"],
-    *,
-    focal_weight: float = 100.0,
-    dice_weight: float = 1.0,
+    logits: Logits, labels: Labels, *, focal_weight: float = 100.0, dice_weight: float = 1.0
 ) -> dict[str, Float32[Array, ""]]:
     """Weighted "focal" and "dice" losses of one logit map, both still sums.
 
@@ -91,16 +79,14 @@ def segmentation(
     }
 
 
-def pixel_accuracy(
-    logits: Float[Array, "b k h w"], labels: Int[Array, "b h w"]
-) -> Float32[Array, ""]:
+def pixel_accuracy(logits: Logits, labels: Labels) -> Float32[Array, ""]:
     """Fraction of the pixels not ignored whose largest logit is that of the label; 0 if none."""
     counted = labels != IGNORE
     right = jnp.sum(counted & (jnp.argmax(logits, axis=1) == labels))
     return (right / jnp.maximum(jnp.sum(counted), 1)).astype(jnp.float32)
 
 
-def _one_hot(labels: Int[Array, "b h w"], num_classes: int) -> Bool[Array, "b k h w"]:
+def _one_hot(labels: Labels, num_classes: int) -> Bool[Array, "b k h w"]:
     """All False where the label is none of the classes."""
     classes = jnp.arange(num_classes, dtype=jnp.int32)
     return labels[:, None] == classes[None, :, None, None]

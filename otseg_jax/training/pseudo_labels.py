@@ -13,8 +13,7 @@ from otseg_jax.models.outputs import Maps, Mixture, mix
 
 
 def relabel(
-    labels: Integer[Array, "*shape"],
-    table: Int16[Array, " entries"] | Int16[np.ndarray, " entries"],
+    labels: Integer[Array, "*shape"], table: Int16[Array | np.ndarray, " entries"]
 ) -> Int32[Array, "*shape"]:
     """Look every label up in the table of a regime.
 

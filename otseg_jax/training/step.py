@@ -39,15 +39,14 @@ def loss_sums(
     label: Integer[Array, "b H W"],
     regime: regimes.Regime,
     mixture: Mixture,
-    *,
-    focal_weight: float = 100.0,
-    dice_weight: float = 1.0,
+    **weights: float,
 ) -> tuple[Scalars, Float[Array, ""], Scalars]:
     """Losses of every logit map against labels of the data set, still sums.
 
     Args:
         maps: on the patch grid, over `regime.classes`.
         mixture: of the maps, that pseudo-labels go by.
+        weights: as of `losses.segmentation`.
 
     Returns:
         (terms, pairs, accuracies): weighted focal and dice per map, to be divided by max(1, pairs)
@@ -57,18 +56,12 @@ def loss_sums(
     """
     size = (label.shape[1], label.shape[2])
     maps = {name: upsample(z, size) for name, z in maps.items()}
-    target = pseudo_labels.pseudo_label(
-        maps,
-        pseudo_labels.relabel(label, regime.label_table),
-        regime.unseen,
-        mixture=mixture,
-    )
+    known = pseudo_labels.relabel(label, regime.label_table)
+    target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
     terms = {
         f"{name}_{term}": value
         for name, z in maps.items()
-        for term, value in losses.segmentation(
-            z, target, focal_weight=focal_weight, dice_weight=dice_weight
-        ).items()
+        for term, value in losses.segmentation(z, target, **weights).items()
     }
     pairs = losses.count_pairs(target, len(regime.classes))
     accuracies = {f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()}
@@ -83,46 +76,32 @@ def make_train_step(
     mesh: Mesh,
     outputs: Outputs,
     accumulate: int = 1,
-    focal_weight: float = 100.0,
-    dice_weight: float = 1.0,
     seed: int = 0,
+    **weights: float,
 ) -> Step:
-    """Compile a training step.
+    """Compile a training step: (state, frozen, text, batch, number) → (state, scalars).
 
     The gradient is that of the whole batch, over all devices and all parts that it is worked
     through in: parts sum their losses, and one division by the global number of (image, present
-    class) pairs comes last.
+    class) pairs comes last. The state's buffers are given away. Scalars are "loss" and its terms,
+    and accuracies in [0, 1], means over parts.
 
     Args:
         outputs: pseudo-labels go by the main one.
         accumulate: parts a batch is worked through in, one after the other; must divide b.
         seed: of dropout.
-
-    Returns:
-        Function (state, frozen, text f32[K, n, c], batch, step i32[]) → (state, scalars f32[]). The
-        state's buffers are given away. Scalars: "loss" and its terms, and accuracies in [0, 1],
-        means over parts.
+        weights: as of `losses.segmentation`.
 
     Source: OTSeg (arXiv 2403.14183), training loss; the regimes are those of ZegCLIP.
     """
-    trained = jnp.asarray(regime.classes)
+    trained, mixture = jnp.asarray(regime.classes), outputs.mixtures[outputs.main]
 
     def part_sums(trainable, frozen, text, images, key):
-        terms, pairs, accuracies = loss_sums(
-            nnx.merge(graphdef, trainable, frozen)(images["image"], text, key=key),
-            images["label"],
-            regime,
-            outputs.mixtures[outputs.main],
-            focal_weight=focal_weight,
-            dice_weight=dice_weight,
-        )
-        return sum(terms.values()), (terms, pairs, accuracies)
+        maps = nnx.merge(graphdef, trainable, frozen)(images["image"], text, key=key)
+        found = loss_sums(maps, images["label"], regime, mixture, **weights)
+        return sum(found[0].values()), found
 
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=(sharding.replicated(mesh), sharding.replicated(mesh)),
-    )
+    @partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
     def step(
         state: State,
         frozen: Any,

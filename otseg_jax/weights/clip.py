@@ -5,10 +5,10 @@ flat dicts of float32 numpy arrays by leaf name (`weights.names`).
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,61 +30,41 @@ from otseg_jax.weights.rules import Rule, fill
 
 LOGGER = logging.getLogger(__name__)
 
-Tower = TypeVar("Tower", VisionTower, TextTower)
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Clip:
-    """A CLIP in memory, independent of the format it came in.
+    """A CLIP in memory, independent of the format it came in."""
 
-    Attributes:
-        name: where it came from, for messages.
-        vision: leaves of `VisionTower`.
-        text: leaves of `TextTower`; empty, and `text_config` None, if that tower is not at hand.
-        fingerprint: SHA-256 of both towers as stored, before positions are resized.
-        text_fingerprint: SHA-256 of the text tower, which decides a vocabulary's embeddings.
-        tokenizer: folder or hub name that holds it; None if there is none.
-        logit_scale: learned log-temperature, which segmentation does not use; kept for the way
-            back to other formats.
-    """
-
-    name: str
+    name: str  # where it came from, for messages
     vision_config: VisionConfig
-    vision: Mapping[str, np.ndarray]
-    text_config: TextConfig | None = None
-    text: Mapping[str, np.ndarray] = field(default_factory=dict)
-    fingerprint: str
-    text_fingerprint: str = ""
-    tokenizer: str | Path | None = None
-    logit_scale: float | None = None
+    vision: Mapping[str, np.ndarray]  # leaves of `VisionTower`
+    text_config: TextConfig | None = None  # None, and `text` empty: that tower is not at hand
+    text: Mapping[str, np.ndarray] = field(default_factory=dict)  # leaves of `TextTower`
+    fingerprint: str  # SHA-256 of both towers as stored, before positions are resized
+    text_fingerprint: str = ""  # of the text tower, which decides a vocabulary's embeddings
+    tokenizer: str | Path | None = None  # folder or hub name that holds it
+    logit_scale: float | None = None  # learned log-temperature, for the way back to other formats
 
     def build_vision(self) -> VisionTower:
         """The vision tower as CLIP runs it (OTSeg adds the class embedding twice)."""
-        config = self.vision_config
-        return _build(
-            lambda: VisionTower(config, double_class_embedding=False, rngs=nnx.Rngs(0)), self.vision
-        )
+
+        def make() -> VisionTower:
+            return VisionTower(self.vision_config, double_class_embedding=False, rngs=nnx.Rngs(0))
+
+        return names.build(make, self.vision)
 
     def build_text(self) -> TextTower:
-        """The text tower.
-
-        Raises:
-            ValueError: it is not at hand.
-        """
+        """The text tower; a ValueError where it is not at hand."""
         config = self.text_config
         if config is None:
             raise ValueError(
                 f"the model from {self.name} holds no text tower, only the embeddings of its own "
                 "classes: give those of other classes with --config.text.embeddings"
             )
-        return _build(lambda: TextTower(config, rngs=nnx.Rngs(0)), self.text)
+        return names.build(lambda: TextTower(config, rngs=nnx.Rngs(0)), self.text)
 
     def tokenise(self, texts: Sequence[str]) -> Int[np.ndarray, "t l"]:
-        """Token ids of texts.
-
-        Raises:
-            ValueError: there is no tokenizer.
-        """
+        """Token ids of texts; a ValueError where there is no tokenizer."""
         if self.tokenizer is None:
             raise ValueError(
                 f"the model from {self.name} holds no tokenizer: convert it again with "
@@ -94,16 +74,9 @@ class Clip:
         return text.tokenise(texts, self.tokenizer, context_length=length)
 
     def embed(
-        self,
-        classes: Sequence[str],
-        templates: Sequence[str],
-        *,
-        cache: str | Path | None = None,
+        self, classes: Sequence[str], templates: Sequence[str], *, cache: str | Path | None = None
     ) -> Float[np.ndarray, "k n c"]:
-        """Text embeddings of classes in templates, unit length.
-
-        Args:
-            cache: folder of vocabularies that were embedded before, made if need be.
+        """Text embeddings of classes in templates, unit length; `cache` is a folder of such.
 
         Raises:
             ValueError: no text tower or tokenizer, a blank name, embeddings that are not finite.
@@ -119,9 +92,7 @@ class Clip:
         return text.cached(cache, key, (*shape, self.vision_config.embed_dim), make)
 
     def resized(self, image_size: int | None) -> "Clip":
-        """The CLIP for images of another side in pixels: the first of the two resizings of its
-        positions. Its fingerprints stay, for it is still the same one.
-        """
+        """The same CLIP, fingerprints and all, for images of another side in pixels."""
         if image_size is None or image_size == self.vision_config.image_size:
             return self
         config = replace(self.vision_config, image_size=image_size)
@@ -143,22 +114,21 @@ def identified(
     tokenizer: str | Path | None = None,
     logit_scale: float | None = None,
 ) -> Clip:
-    """A CLIP with the fingerprints of its content, the same whatever file it came from.
-
-    Args:
-        leaves: "vision/…" and, with a text tower, "text/…".
-    """
-    towers = {prefix: names.below(f"{prefix}/", leaves) for prefix in ("vision", "text")}
+    """A CLIP of these leaves with the fingerprints of its content, whatever file it came from."""
+    seen, words = names.below("vision/", leaves), names.below("text/", leaves)
+    if text is None:
+        fingerprint, text_fingerprint = names.fingerprint(seen, config=vision), ""
+    else:
+        fingerprint = names.fingerprint(leaves, config=(vision, text))
+        text_fingerprint = names.fingerprint(words, config=text)
     return Clip(
         name=name,
         vision_config=vision,
-        vision=towers["vision"],
+        vision=seen,
         text_config=text,
-        text=towers["text"],
-        fingerprint=names.fingerprint(leaves, config=(vision, text))
-        if text
-        else names.fingerprint(towers["vision"], config=vision),
-        text_fingerprint=names.fingerprint(towers["text"], config=text) if text else "",
+        text=words,
+        fingerprint=fingerprint,
+        text_fingerprint=text_fingerprint,
         tokenizer=tokenizer,
         logit_scale=logit_scale,
     )
@@ -166,11 +136,14 @@ def identified(
 
 def shapes(vision: VisionConfig, text: TextConfig | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Names and shapes of the leaves, "vision/…" and "text/…", of towers of these sizes."""
-    towers: dict[str, nnx.Module] = {
-        "vision": nnx.eval_shape(lambda: VisionTower(vision, rngs=nnx.Rngs(0)))
-    }
+    return jax.eval_shape(lambda: _drawn(vision, text, 0))
+
+
+def _drawn(vision: VisionConfig, text: TextConfig | None, seed: int) -> dict[str, Any]:
+    rngs = nnx.Rngs(seed)
+    towers: dict[str, nnx.Module] = {"vision": VisionTower(vision, rngs=rngs)}
     if text is not None:
-        towers["text"] = nnx.eval_shape(lambda: TextTower(text, rngs=nnx.Rngs(0)))
+        towers["text"] = TextTower(text, rngs=rngs)
     return names.flatten({name: nnx.state(tower) for name, tower in towers.items()})
 
 
@@ -185,65 +158,41 @@ def assemble(
     name: str,
     tokenizer: str | Path | None,
 ) -> Clip:
-    """Fill both towers from a foreign file.
-
-    Args:
-        unused: names of the file that are known and not needed.
-        where: the file, for messages.
-        name: of the source.
+    """Fill both towers from a foreign file, called `where` in messages and `name` afterwards.
 
     Raises:
-        ValueError: names or shapes that do not fit, numbers that are not finite.
+        ValueError: names or shapes that do not fit (`rules.fill`), numbers that are not finite.
     """
     try:
         leaves = fill(rules, arrays, shapes(vision, text), unused=unused)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     check_finite(leaves, where)
-    scale = arrays.get("logit_scale")
-    return identified(
-        leaves,
-        vision,
-        text,
-        name=name,
-        tokenizer=tokenizer,
-        logit_scale=None if scale is None else float(scale),
-    )
+    scale = float(arrays["logit_scale"]) if "logit_scale" in arrays else None
+    return identified(leaves, vision, text, name=name, tokenizer=tokenizer, logit_scale=scale)
 
 
 def draw(sizes: Mapping[str, Any], *, image_size: int, seed: int) -> Clip:
     """A CLIP without training, announced loudly: for machines without weights.
 
     Args:
-        sizes: "patch_size", "embed_dim", and "vision" and "text" with "width", "layers", "heads"
-            and "mlp_width".
+        sizes: "patch_size", "embed_dim", and what else the towers' sizes are under "vision" and
+            "text".
     """
     LOGGER.warning(
         "CLIP IS RANDOM: neither tower has ever seen a picture or a word, so scores on unseen "
         "classes mean nothing. Set --config.clip.source to a CLIP directory or hub name."
     )
-    tokenizer = hub.find(hub.BUILT_IN, ())
-    shared = {"embed_dim": sizes["embed_dim"]}
+    tokenizer, dim = hub.find(hub.BUILT_IN, ()), sizes["embed_dim"]
     vision = VisionConfig(
-        image_size=image_size, patch_size=sizes["patch_size"], **sizes["vision"], **shared
+        image_size=image_size, patch_size=sizes["patch_size"], embed_dim=dim, **sizes["vision"]
     )
-    config = TextConfig(
-        vocab_size=text.vocabulary_size(tokenizer), context_length=77, **sizes["text"], **shared
-    )
-
-    @jax.jit
-    def make() -> dict[str, Any]:
-        rngs = nnx.Rngs(seed)
-        towers = {
-            "vision": nnx.state(VisionTower(vision, rngs=rngs)),
-            "text": nnx.state(TextTower(config, rngs=rngs)),
-        }
-        return names.flatten(towers)
-
+    vocabulary = text.vocabulary_size(tokenizer)
+    words = TextConfig(vocab_size=vocabulary, context_length=77, embed_dim=dim, **sizes["text"])
     # on a CPU wherever it is to run: accelerators draw other last digits, and so other fingerprints
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        leaves = {name: np.asarray(leaf) for name, leaf in make().items()}
-    return identified(leaves, vision, config, name="random", tokenizer=tokenizer)
+        leaves = jax.tree.map(np.asarray, jax.jit(lambda: _drawn(vision, words, seed))())
+    return identified(leaves, vision, words, name="random", tokenizer=tokenizer)
 
 
 def resize_position_embedding(
@@ -265,8 +214,3 @@ def resize_position_embedding(
             f"position embedding has {len(embedding)} rows, wanted 1 + a square number"
         )
     return np.asarray(resize_positions(jnp.asarray(embedding), grid, grid, grid=side))
-
-
-def _build(make: Callable[[], Tower], leaves: Mapping[str, np.ndarray]) -> Tower:
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    return nnx.merge(graphdef, names.assign(state, leaves))

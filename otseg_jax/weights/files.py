@@ -9,14 +9,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import numpy as np
 from flax import serialization
-from safetensors import SafetensorError, safe_open
+from msgpack.exceptions import UnpackException
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from otseg_jax.weights import torch_file
+from otseg_jax.weights.names import joined
 
 DEEPEST, MOST = 64, 1_000_000  # levels and entries of nested dicts, far beyond any model's
+
+# whatever damaged bytes lead safetensors, msgpack and flax into
+_DAMAGE = (
+    *(SafetensorError, UnpackException, OSError, RecursionError),
+    *(ValueError, TypeError, KeyError, AttributeError),
+)
 
 
 class Stored(NamedTuple):
@@ -43,19 +51,17 @@ def read(path: str | Path) -> Stored:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     kind = _recognise(path)
-    if kind == "safetensors":
-        return Stored(_read_safetensors(path), {}, (path,))
-    if kind == "msgpack":
-        return Stored(_read_msgpack(path), {}, (path,))
-    tree = torch_file.read(path)
+    tree = torch_file.read(path) if kind == "torch" else _read_whole(path, kind)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
     state, meta = tree.get("state_dict"), tree.get("meta")
-    arrays = _flatten(state if isinstance(state, dict) else tree, ".", path)
+    separator = "/" if kind == "msgpack" else "."
+    arrays = _flatten(state if isinstance(state, dict) else tree, separator, path)
     if arrays and all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
     if not arrays:
-        raise ValueError(f"{path} holds no weights by name, only {', '.join(map(str, tree))}")
+        found = ", ".join(map(str, tree)) or "nothing"
+        raise ValueError(f"{path} holds no weights by name, only {found}")
     return Stored(arrays, meta if isinstance(meta, dict) else {}, (path,))
 
 
@@ -64,17 +70,12 @@ def sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while piece := file.read(1 << 24):
-                digest.update(piece)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
-    """Refuse weights that hold NaN or infinity.
-
-    Raises:
-        ValueError: all such arrays in one message.
-    """
+    """Refuse weights that hold NaN or infinity, in one ValueError."""
     bad = [
         f"{name} ({int(np.sum(~np.isfinite(array)))} of {array.size})"
         for name, array in arrays.items()
@@ -83,9 +84,8 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{where} holds numbers that are not finite, in {', '.join(bad[:8])}"
-            f"{f' and {len(bad) - 8} more' if len(bad) > 8 else ''}: the training diverged, or the "
-            "file was damaged; use an earlier checkpoint or fetch it again"
+            f"{where} holds numbers that are not finite, in {joined(bad)}: the training "
+            "diverged, or the file was damaged; use an earlier checkpoint or fetch it again"
         )
 
 
@@ -104,44 +104,22 @@ def _recognise(path: Path) -> str:
     return {".safetensors": "safetensors", ".msgpack": "msgpack"}.get(path.suffix, "torch")
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_whole(path: Path, kind: str) -> Any:
     try:
-        with safe_open(path, "np") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
-    try:
-        tree = serialization.msgpack_restore(path.read_bytes())
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        msgpack.exceptions.UnpackException,
-    ) as error:  # whatever damaged bytes lead flax into
-        raise _damaged(path, error) from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
-    return _flatten(tree, "/", path)
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = str(error) or type(error).__name__
-    return ValueError(
-        f"{path} ({path.stat().st_size} bytes) is damaged or cut short, fetch it again: {reason}"
-    )
+        if kind == "safetensors":
+            return load_file(path)
+        return serialization.msgpack_restore(path.read_bytes())
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is damaged or cut short, fetch it again: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
 
 
 def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, np.ndarray]:
     """Arrays of nested dicts by joined name; not recursive, as a file may nest without end."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays, visited = dict[str, np.ndarray](), 0
     waiting: list[tuple[tuple[str, ...], Any]] = [((), dict(tree))]
-    visited = 0
     while waiting:
         key, value = waiting.pop()
         visited += 1

@@ -23,15 +23,11 @@ WEIGHTS = tuple(
     for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
     for index in ("", ".index.json")
 )
-
 SHARDS = ("model-*.safetensors", "pytorch_model-*.bin", "flax_model-*.msgpack")
 PATTERNS = (CONFIG, *WEIGHTS, *SHARDS, *hub.TOKENIZER)
 
-UNUSED = (
-    "logit_scale",
-    "text_model.embeddings.position_ids",
-    "vision_model.embeddings.position_ids",
-)
+IDS = "embeddings.position_ids"  # 0, 1, 2, …, which old versions of transformers saved
+UNUSED = ("logit_scale", f"text_model.{IDS}", f"vision_model.{IDS}")
 
 
 def load(source: str | Path, *, image_size: int | None = None) -> Clip:
@@ -49,31 +45,30 @@ def load(source: str | Path, *, image_size: int | None = None) -> Clip:
     return clip.resized(image_size)
 
 
-def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rule]]:
-    """Read a CLIP at its stored image size, what its file holds, and the table between the two.
+def load_stored(
+    folder: Path, source: str, *, path: Path | None = None
+) -> tuple[Clip, files.Stored, list[Rule]]:
+    """As `load`: a CLIP at its stored size, what its file holds, and the table between the two.
 
     Args:
-        source: what the user called the folder.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load`.
+        path: weight file of the folder; None: the first of `WEIGHTS` that is there.
     """
-    vision_config, text_config = read_config(folder / CONFIG)
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    vision, words = read_config(folder)
+    path = path or next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
             f"{source} holds no weights that are read ({', '.join(WEIGHTS)}), only {found}"
         )
     stored = files.read(path)
-    table = rules(vision_config.layers, text_config.layers)
+    table = rules(vision.layers, words.layers)
     if any("/" in name for name in stored.arrays):
         table = [flax_rule(rule) for rule in table]
     clip = assemble(
         table,
         stored.arrays,
-        vision_config,
-        text_config,
+        vision,
+        words,
         unused=UNUSED,
         where=f"{path} does not fit {folder / CONFIG}",
         name=source,
@@ -83,10 +78,9 @@ def load_stored(folder: Path, source: str) -> tuple[Clip, files.Stored, list[Rul
 
 
 def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
-    """Sizes of both towers from a `config.json`; what it leaves out has transformers' defaults.
+    """Sizes of both towers from a `config.json`, named itself or by its folder.
 
-    Args:
-        path: the file, or the folder that holds it.
+    What it leaves out has transformers' defaults.
 
     Raises:
         FileNotFoundError: no such file.
@@ -101,19 +95,12 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
         config: Any = CLIPConfig.from_dict(raw)
         words, vision = config.text_config, config.vision_config
         _refuse(words, vision)
+        dim, length = config.projection_dim, words.max_position_embeddings
         return (
             VisionConfig(
-                image_size=vision.image_size,
-                patch_size=vision.patch_size,
-                **_sizes(vision),
-                embed_dim=config.projection_dim,
+                image_size=vision.image_size, patch_size=vision.patch_size, **_sizes(vision, dim)
             ),
-            TextConfig(
-                vocab_size=words.vocab_size,
-                context_length=words.max_position_embeddings,
-                **_sizes(words),
-                embed_dim=config.projection_dim,
-            ),
+            TextConfig(vocab_size=words.vocab_size, context_length=length, **_sizes(words, dim)),
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is not there; a CLIP folder needs it") from error
@@ -121,8 +108,9 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
         raise ValueError(f"{path} does not describe a CLIP that can be read: {error}") from error
 
 
-def _sizes(config: Any) -> dict[str, Any]:
+def _sizes(config: Any, embed_dim: int) -> dict[str, Any]:
     return {
+        "embed_dim": embed_dim,
         "width": config.hidden_size,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
@@ -152,8 +140,6 @@ def _refuse(text: Any, vision: Any) -> None:
 def rules(vision_layers: int, text_layers: int) -> list[Rule]:
     """The table of names: "vision/…" and "text/…" leaves from transformers' `CLIPModel`.
 
-    One rule per leaf, for towers of so many blocks.
-
     Example:
         >>> rules(1, 1)[0].source, rules(1, 1)[0].target
         ('vision_model.embeddings.class_embedding', 'vision/class_embedding')
@@ -173,21 +159,16 @@ def rules(vision_layers: int, text_layers: int) -> list[Rule]:
     ]
     for tower, layers in (("vision", vision_layers), ("text", text_layers)):
         for i in range(layers):
-            table += _block(f"{tower}_model.encoder.layers.{i}", f"{tower}/blocks/{i}")
+            theirs, ours = f"{tower}_model.encoder.layers.{i}", f"{tower}/blocks/{i}"
+            table += norm(f"{theirs}.layer_norm1", f"{ours}/ln_1")
+            table += norm(f"{theirs}.layer_norm2", f"{ours}/ln_2")
+            table += linear(f"{theirs}.self_attn.q_proj", f"{ours}/attention/query")
+            table += linear(f"{theirs}.self_attn.k_proj", f"{ours}/attention/key")
+            table += linear(f"{theirs}.self_attn.v_proj", f"{ours}/attention/value")
+            table += linear(f"{theirs}.self_attn.out_proj", f"{ours}/attention/out")
+            table += linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/up")
+            table += linear(f"{theirs}.mlp.fc2", f"{ours}/mlp/down")
     return table
-
-
-def _block(source: str, target: str) -> list[Rule]:
-    return [
-        *norm(f"{source}.layer_norm1", f"{target}/ln_1"),
-        *norm(f"{source}.layer_norm2", f"{target}/ln_2"),
-        *linear(f"{source}.self_attn.q_proj", f"{target}/attention/query"),
-        *linear(f"{source}.self_attn.k_proj", f"{target}/attention/key"),
-        *linear(f"{source}.self_attn.v_proj", f"{target}/attention/value"),
-        *linear(f"{source}.self_attn.out_proj", f"{target}/attention/out"),
-        *linear(f"{source}.mlp.fc1", f"{target}/mlp/up"),
-        *linear(f"{source}.mlp.fc2", f"{target}/mlp/down"),
-    ]
 
 
 def flax_rule(rule: Rule) -> Rule:
@@ -198,6 +179,7 @@ def flax_rule(rule: Rule) -> Rule:
         'visual_projection/kernel'
     """
     *path, last = rule.source.split(".")
+    # a LayerNorm's weight is "scale" there, and that of a table "embedding"
     if last == "weight":
         leaf = rule.target.rsplit("/", 1)[1]
         last = leaf if leaf in ("kernel", "scale") else "embedding"

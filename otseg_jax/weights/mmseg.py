@@ -2,8 +2,8 @@
 
 A checkpoint is `{"meta", "state_dict"}`; `state_dict` holds `backbone.*` (CLIP vision tower and
 visual prompts), `text_encoder.*` and `decode_head.*`. `blocks` and `text_blocks` count the blocks
-of the vision and the text tower, `layers` those of the decoder; `deep` says whether blocks after
-the first have prompts of their own.
+of the vision and the text tower (0: it has none), `layers` those of the decoder; `deep` says
+whether blocks after the first have prompts of their own.
 """
 
 import numpy as np
@@ -27,22 +27,19 @@ def otseg_rules(*, blocks: int, layers: int, deep: bool = True) -> list[Rule]:
             rules += linear(f"{source}.multihead_attn.{theirs}", f"{target}/attention/{ours}")
         for name in ("linear1", "linear2"):
             rules += linear(f"{source}.{name}", f"{target}/{name}")
-        # norm1 belongs to the self-attention that is never used, see `unused`.
+        # norm1 belongs to the self-attention that is never used, see `unused`
         for name in ("norm2", "norm3"):
             rules += norm(f"{source}.{name}", f"{target}/{name}")
     return rules
 
 
 def text_rules(*, blocks: int) -> list[Rule]:
-    """Rules for the leaves of `TextTower`, of so many `blocks`."""
+    """Rules for the leaves of `TextTower`."""
     return openai.text_rules("text_encoder.", "", blocks=blocks)
 
 
 def rules(*, blocks: int, layers: int, text_blocks: int = 0, deep: bool = True) -> list[Rule]:
-    """Rules for a whole checkpoint: leaves of `OTSeg`, and those of `TextTower` below "text/".
-
-    `text_blocks` = 0: the checkpoint has no text tower.
-    """
+    """Rules for a whole checkpoint: leaves of `OTSeg`, and those of `TextTower` below "text/"."""
     text = openai.text_rules("text_encoder.", "text/", blocks=text_blocks) if text_blocks else []
     return [*otseg_rules(blocks=blocks, layers=layers, deep=deep), *text]
 
@@ -52,27 +49,14 @@ def unused(*, layers: int) -> list[str]:
 
     They are self-attention and its norm in every decoder layer, and the criterion's class weights.
     """
-    names = ["decode_head.loss_decode.criterion.empty_weight"]
-    for i in range(layers):
-        names += [
-            f"decode_head.decoder_1.layers.{i}.{leaf}"
-            for leaf in (
-                "norm1.weight",
-                "norm1.bias",
-                "self_attn.in_proj_weight",
-                "self_attn.in_proj_bias",
-                "self_attn.out_proj.weight",
-                "self_attn.out_proj.bias",
-            )
-        ]
-    return names
+    return list(stand_ins(layers=layers, width=0, classes=0))
 
 
 def stand_ins(*, layers: int, width: int, classes: int) -> dict[str, np.ndarray]:
     """Arrays for the unused names of a model that was not trained by the original program.
 
     They are what that program starts from (its self-attention: zeros), so that a strict load finds
-    every name. `width` is of the decoder, `classes` the number of classes trained on.
+    every name. `width` is that of the decoder, `classes` the number of classes trained on.
     """
     shapes = {
         "norm1.weight": np.ones(width, np.float32),

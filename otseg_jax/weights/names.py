@@ -1,12 +1,11 @@
 """Trees and names: an array is called by its path, as in "blocks/0/attention/query/kernel".
 
-
 A tree is whatever JAX flattens: dicts, optax's named tuples, `nnx.State` (whose variables count as
 their arrays). Arrays may be abstract (`jax.ShapeDtypeStruct`).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 Tree = TypeVar("Tree")
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -58,13 +58,6 @@ def assign(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
 
     Raises:
         ValueError: names or shapes differ, all of them at once.
-
-    Example:
-        >>> model = nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
-        >>> graphdef, state = nnx.split(model)
-        >>> filled = assign(state, {"kernel": np.eye(2), "bias": np.ones(2)})
-        >>> nnx.merge(graphdef, filled)(jnp.zeros(2)).tolist()
-        [1.0, 1.0]
     """
     wanted = flatten(tree)
     problems = [f"unfilled: {n} is not in the leaves" for n in sorted(set(wanted) - set(leaves))]
@@ -77,6 +70,19 @@ def assign(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     stop_at(problems)
     filled = [jnp.asarray(leaves[name], leaf.dtype) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(tree), filled)
+
+
+def build(make: Callable[[], Module], leaves: Mapping[str, Any]) -> Module:
+    """The model that `make` describes, with these weights; errors are those of `assign`.
+
+    Example:
+        >>> leaves = {"kernel": np.eye(2), "bias": np.ones(2)}
+        >>> build(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)), leaves)(jnp.zeros(2)).tolist()
+        [1.0, 1.0]
+    """
+    # abstract, so that no weights are drawn only to be replaced
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graphdef, assign(state, leaves))
 
 
 def below(prefix: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,18 +119,9 @@ def differences(saved: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
 
 
 def fingerprint(leaves: Mapping[str, np.ndarray], *, config: object = None) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes, whatever file format they came from.
+    """SHA-256 of names, dtypes, shapes and bytes, whatever format and order they came in.
 
-    Args:
-        config: anything whose `repr` also decides what the weights compute (heads, activation).
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> one, two = np.zeros(2), np.ones(2)
-        >>> fingerprint({"a": one, "b": two}) == fingerprint({"b": two, "a": one})
-        True
+    The `repr` of `config` tells what else decides what the weights compute: heads, activation.
     """
     digest = hashlib.sha256(f"{config!r}\n".encode())
     for name in sorted(leaves):
@@ -134,10 +131,10 @@ def fingerprint(leaves: Mapping[str, np.ndarray], *, config: object = None) -> s
     return digest.hexdigest()
 
 
-def joined(problems: Sequence[str], *, most: int = 8) -> str:
-    """One line of problems, the first `most` of them in full."""
-    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more
+def joined(problems: Sequence[str]) -> str:
+    """One line of problems, the first eight of them in full."""
+    more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
+    return "; ".join([*problems[:8], *more])
 
 
 def stop_at(problems: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ width of a head and the activation are not in the file.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +20,9 @@ from otseg_jax.weights.rules import Rule, linear, norm
 HEAD = 64  # channels of a head in every published CLIP ViT
 
 UNUSED = (
-    "logit_scale",
-    "logit_bias",
-    "attn_mask",
-    "text.attn_mask",
+    *("logit_scale", "logit_bias", "attn_mask", "text.attn_mask"),
     # numbers that TorchScript keeps
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-    "visual.input_resolution",
+    *("input_resolution", "context_length", "vocab_size", "visual.input_resolution"),
 )
 
 
@@ -43,8 +38,7 @@ def load(
 
     Args:
         path: the file; a tokenizer beside it is taken.
-        vision_heads: 0: one per 64 channels.
-        text_heads: 0: one per 64 channels.
+        vision_heads: 0: one per 64 channels; `text_heads` likewise.
         activation: "quick_gelu" (OpenAI's weights) or "gelu" (most of open_clip's own).
 
     Raises:
@@ -62,11 +56,7 @@ def load(
 
 
 def rules(vision_layers: int, text_layers: int, *, text_prefix: str = "") -> list[Rule]:
-    """The table of names: "vision/…" and "text/…" leaves from an OpenAI state dict.
-
-    Args:
-        text_prefix: "text." for open_clip's newer models.
-    """
+    """The table of names: "vision/…" and "text/…" leaves from an OpenAI state dict."""
     return [
         *vision_rules("visual.", "vision/", blocks=vision_layers),
         *text_rules(text_prefix, "text/", blocks=text_layers),
@@ -75,46 +65,42 @@ def rules(vision_layers: int, text_layers: int, *, text_prefix: str = "") -> lis
 
 def vision_rules(source: str, target: str, *, blocks: int) -> list[Rule]:
     """Rules of a vision tower whose names begin with `source`, for leaves below `target`."""
-    table = [
+    return [
         Rule(f"{source}class_embedding", f"{target}class_embedding"),
-        Rule(f"{source}positional_embedding", f"{target}position_embedding"),
         Rule(f"{source}conv1.weight", f"{target}patch_embedding/kernel", transpose=(2, 3, 1, 0)),
         *norm(f"{source}ln_pre", f"{target}ln_pre"),
         *norm(f"{source}ln_post", f"{target}ln_post"),
         Rule(f"{source}proj", f"{target}projection/kernel"),
+        *_transformer(source, target, blocks),
     ]
-    for i in range(blocks):
-        table += _block(f"{source}transformer.resblocks.{i}", f"{target}blocks/{i}")
-    return table
 
 
 def text_rules(source: str, target: str, *, blocks: int) -> list[Rule]:
-    """Rules of a text tower whose names begin with `source`, for leaves below `target`."""
-    table = [
+    """Rules of a text tower, as of `vision_rules`."""
+    return [
         Rule(f"{source}token_embedding.weight", f"{target}token_embedding"),
-        Rule(f"{source}positional_embedding", f"{target}position_embedding"),
         *norm(f"{source}ln_final", f"{target}ln_final"),
         Rule(f"{source}text_projection", f"{target}projection/kernel"),
+        *_transformer(source, target, blocks),
     ]
+
+
+def _transformer(source: str, target: str, blocks: int) -> list[Rule]:
+    table = [Rule(f"{source}positional_embedding", f"{target}position_embedding")]
     for i in range(blocks):
-        table += _block(f"{source}transformer.resblocks.{i}", f"{target}blocks/{i}")
-    return table
-
-
-def _block(source: str, target: str) -> list[Rule]:
-    table = [
-        *norm(f"{source}.ln_1", f"{target}/ln_1"),
-        *norm(f"{source}.ln_2", f"{target}/ln_2"),
-        *linear(f"{source}.attn.out_proj", f"{target}/attention/out"),
-        *linear(f"{source}.mlp.c_fc", f"{target}/mlp/up"),
-        *linear(f"{source}.mlp.c_proj", f"{target}/mlp/down"),
-    ]
-    for i, name in enumerate(("query", "key", "value")):
-        part, leaf = (i, 3), f"{target}/attention/{name}"
-        table += [
-            Rule(f"{source}.attn.in_proj_weight", f"{leaf}/kernel", transpose=(1, 0), part=part),
-            Rule(f"{source}.attn.in_proj_bias", f"{leaf}/bias", part=part),
-        ]
+        theirs, ours = f"{source}transformer.resblocks.{i}", f"{target}blocks/{i}"
+        table += norm(f"{theirs}.ln_1", f"{ours}/ln_1")
+        table += norm(f"{theirs}.ln_2", f"{ours}/ln_2")
+        table += linear(f"{theirs}.attn.out_proj", f"{ours}/attention/out")
+        table += linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up")
+        table += linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down")
+        stacked = f"{theirs}.attn.in_proj_"
+        for part, name in enumerate(("query", "key", "value")):
+            leaf = f"{ours}/attention/{name}"
+            table += [
+                Rule(f"{stacked}weight", f"{leaf}/kernel", transpose=(1, 0), part=(part, 3)),
+                Rule(f"{stacked}bias", f"{leaf}/bias", part=(part, 3)),
+            ]
     return table
 
 
@@ -136,29 +122,16 @@ def vision_config(
     Raises:
         ValueError: it is no vision transformer of CLIP's.
     """
-    wanted = {
-        "conv1.weight": 4,
-        "positional_embedding": 2,
-        "proj": 2,
-        "transformer.resblocks.0.mlp.c_fc.weight": 2,
-    }
-    conv, positions, proj, up = _shapes(arrays, prefix, wanted, where)
+    wanted = {"conv1.weight": 4, "proj": 2}
+    conv, positions, sizes = _sizes(arrays, prefix, where, wanted, heads, "vision_heads")
     grid = round(max(positions[0] - 1, 0) ** 0.5)
     if grid * grid + 1 != positions[0] or conv[2] != conv[3] or conv[1] != 3:
         raise ValueError(
             f"{where}: {prefix}positional_embedding {list(positions)} and {prefix}conv1.weight "
             f"{list(conv)} are not those of a ViT for square RGB images"
         )
-    return VisionConfig(
-        image_size=grid * conv[2],
-        patch_size=conv[2],
-        width=conv[0],
-        layers=_blocks(arrays, prefix),
-        heads=heads or _heads(conv[0], f"{where}: {prefix}", "vision_heads"),
-        mlp_width=up[0],
-        embed_dim=proj[1],
-        activation=activation,
-    )
+    side = conv[2]
+    return VisionConfig(image_size=grid * side, patch_size=side, activation=activation, **sizes)
 
 
 def text_config(
@@ -169,57 +142,48 @@ def text_config(
     heads: int = 0,
     activation: str = "quick_gelu",
 ) -> TextConfig:
-    """Sizes of a text tower, read off its shapes; arguments as of `vision_config`.
-
-    Raises:
-        ValueError: it is no text transformer of CLIP's.
-    """
-    wanted = {
-        "token_embedding.weight": 2,
-        "positional_embedding": 2,
-        "text_projection": 2,
-        "transformer.resblocks.0.mlp.c_fc.weight": 2,
-    }
-    tokens, positions, proj, up = _shapes(arrays, prefix, wanted, where)
+    """Sizes of a text tower, as of `vision_config`."""
+    wanted = {"token_embedding.weight": 2, "text_projection": 2}
+    tokens, positions, sizes = _sizes(arrays, prefix, where, wanted, heads, "text_heads")
     return TextConfig(
-        vocab_size=tokens[0],
-        context_length=positions[0],
-        width=tokens[1],
-        layers=_blocks(arrays, prefix),
-        heads=heads or _heads(tokens[1], f"{where}: {prefix}", "text_heads"),
-        mlp_width=up[0],
-        embed_dim=proj[1],
-        activation=activation,
+        vocab_size=tokens[0], context_length=positions[0], activation=activation, **sizes
     )
 
 
-def _shapes(
-    arrays: Mapping[str, np.ndarray], prefix: str, wanted: Mapping[str, int], where: str
-) -> list[tuple[int, ...]]:
+def _sizes(
+    arrays: Mapping[str, np.ndarray],
+    prefix: str,
+    where: str,
+    ends: Mapping[str, int],  # the embedding and the projection, and their numbers of axes
+    heads: int,
+    option: str,
+) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Shapes of the embedding and of the positions, and the sizes that both towers have."""
+    blocks = f"{prefix}transformer.resblocks."
+    wanted = {prefix + name: axes for name, axes in ends.items()}
+    wanted |= {f"{prefix}positional_embedding": 2, f"{blocks}0.mlp.c_fc.weight": 2}
+    shapes = {name: arrays[name].shape for name in wanted if name in arrays}
     problems = [
-        f"{prefix}{name} is {list(arrays[prefix + name].shape)}, wanted {axes} axes"
-        if prefix + name in arrays
-        else f"{prefix}{name} is missing"
+        f"{name} is {list(shapes[name])}, wanted {axes} axes"
+        if name in shapes
+        else f"{name} is missing"
         for name, axes in wanted.items()
-        if prefix + name not in arrays or arrays[prefix + name].ndim != axes
+        if len(shapes.get(name, ())) != axes
     ]
     if problems:
         raise ValueError(
             f"{where} is no CLIP with vision and text transformers (a ResNet's cannot be used): "
             f"{'; '.join(problems)}"
         )
-    return [arrays[prefix + name].shape for name in wanted]
-
-
-def _blocks(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
-    pattern = re.compile(re.escape(f"{prefix}transformer.resblocks.") + r"(\d+)\.")
-    return 1 + max(int(m[1]) for m in map(pattern.match, arrays) if m)
-
-
-def _heads(width: int, where: str, option: str) -> int:
-    if width % HEAD:
+    embedding, projection, positions, up = shapes.values()
+    # a convolution is [out, in, height, width], a table of tokens [token, channel]
+    width = embedding[0] if len(embedding) == 4 else embedding[1]
+    if not heads and width % HEAD:
         raise ValueError(
-            f"{where} is {width} channels wide, no multiple of {HEAD}: its number of heads is not "
-            f"in the file, give --{option}"
+            f"{where}: {prefix} is {width} channels wide, no multiple of {HEAD}: its number of "
+            f"heads is not in the file, give --{option}"
         )
-    return width // HEAD
+    numbered = [re.match(rf"{re.escape(blocks)}(\d+)\.", name) for name in arrays]
+    layers = 1 + max(int(match[1]) for match in numbered if match)
+    sizes = {"width": width, "layers": layers, "heads": heads or width // HEAD}
+    return embedding, positions, sizes | {"mlp_width": up[0], "embed_dim": projection[1]}

@@ -1,8 +1,7 @@
 """One table of names between a foreign checkpoint and a model's leaves, checked both ways.
 
-Source arrays are numpy, named and laid out as the foreign file has them. Leaves are numpy, named by
-their path in the model's pure dict joined by "/", for example "blocks/0/attention/query/kernel".
-There is one rule per leaf.
+Source arrays are numpy, named and laid out as the foreign file has them. Leaves are numpy, named as
+`weights.names` does. There is one rule per leaf.
 """
 
 from collections import Counter
@@ -23,10 +22,6 @@ class Rule:
         transpose: axes of the leaf as positions in the (slice of the) source; None keeps them.
         part: (i, n) takes the i-th of n equal slices of the source's axis 0, before transposing:
             torch stacks query, key and value in one `in_proj`.
-
-    Example:
-        >>> Rule("attn.in_proj_weight", "attention/key/kernel", transpose=(1, 0), part=(1, 3)).part
-        (1, 3)
     """
 
     source: str
@@ -70,12 +65,22 @@ def fill(
         array([[1., 1., 1.],
                [1., 1., 1.]], dtype=float32)
     """
+    sources, targets = {r.source for r in rules}, Counter(r.target for r in rules)
     # Collected, not raised one by one: which model a file is from shows in all of them together.
-    problems = _uncovered(rules, arrays, target, unused)
+    problems = [
+        f"unmapped: {n} is in the source, no rule takes it"
+        for n in sorted(arrays)
+        if n not in sources and n not in unused
+    ]
+    problems += [f"missing: {n} is not in the source" for n in sorted(sources - set(arrays))]
+    problems += [f"unfilled: no rule gives {n}" for n in sorted(set(target) - set(targets))]
+    problems += [f"unknown: the model has no {n}" for n in sorted(set(targets) - set(target))]
+    problems += [f"twice: {count} rules give {n}" for n, count in targets.items() if count > 1]
+    problems += _bad_parts(rules)
     leaves: dict[str, np.ndarray] = {}
     for rule in rules:
         if rule.source not in arrays or rule.target not in target:
-            continue  # reported by `_uncovered`
+            continue  # reported above
         wanted = target[rule.target]
         leaf = _take(rule, arrays[rule.source])
         if leaf is None or leaf.shape != wanted.shape:
@@ -87,25 +92,6 @@ def fill(
         leaves[rule.target] = np.asarray(leaf, dtype=wanted.dtype)
     stop_at(problems)
     return leaves
-
-
-def _uncovered(
-    rules: Sequence[Rule],
-    arrays: Mapping[str, np.ndarray],
-    target: Mapping[str, jax.ShapeDtypeStruct],
-    unused: Sequence[str],
-) -> list[str]:
-    sources, targets = {r.source for r in rules}, Counter(r.target for r in rules)
-    problems = [
-        f"unmapped: {n} is in the source, no rule takes it"
-        for n in sorted(arrays)
-        if n not in sources and n not in unused
-    ]
-    problems += [f"missing: {n} is not in the source" for n in sorted(sources - set(arrays))]
-    problems += [f"unfilled: no rule gives {n}" for n in sorted(set(target) - set(targets))]
-    problems += [f"unknown: the model has no {n}" for n in sorted(set(targets) - set(target))]
-    problems += [f"twice: {count} rules give {n}" for n, count in targets.items() if count > 1]
-    return problems + _bad_parts(rules)
 
 
 def _bad_parts(rules: Sequence[Rule]) -> list[str]:
@@ -146,7 +132,7 @@ def invert(rules: Sequence[Rule], leaves: Mapping[str, np.ndarray]) -> dict[str,
     problems += [f"missing: {name} is not in the leaves" for name in sorted(targets - set(leaves))]
     problems += _bad_parts(rules)
     stop_at(problems)
-    # Sorted by part, so that `concatenate` stacks query, key, value in torch's order.
+    # sorted by part, so that `concatenate` stacks query, key, value in torch's order
     parts: dict[str, list[np.ndarray]] = {}
     for rule in sorted(rules, key=lambda rule: rule.part or (0, 1)):
         leaf = np.asarray(leaves[rule.target])

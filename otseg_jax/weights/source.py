@@ -16,24 +16,14 @@ PATTERNS = (*hugging_face.PATTERNS, OPEN_CLIP_CONFIG, *OPEN_CLIP, "tokenizer/*")
 
 
 class Source(NamedTuple):
-    """What a source turned out to be.
-
-    Attributes:
-        kind: "model" (a model directory), "run" (a workdir of training), "mmseg" (a training
-            checkpoint of the original program) or "clip".
-        format: whose naming the file follows.
-        path: the folder or file here.
-        stored: what the file holds; None for a model or a run.
-        clip: where the kind is "clip".
-        rules: the table that gave `clip`.
-    """
+    """What a source turned out to be; a run is one of ours, "mmseg" one of the original program."""
 
     kind: Literal["model", "run", "mmseg", "clip"]
-    format: str
-    path: Path
-    stored: files.Stored | None = None
+    format: str  # whose naming the file follows
+    path: Path  # the folder or file here
+    stored: files.Stored | None = None  # what the file holds; None for a model or a run
     clip: Clip | None = None
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = ()  # the table that gave `clip`
 
 
 def find(
@@ -41,11 +31,8 @@ def find(
 ) -> Source:
     """Recognise a source, and read it if it is a CLIP or a checkpoint of the original program.
 
-    Args:
-        source: file, folder, or hub name "owner/name".
-        vision_heads: where the file does not tell; 0: one per 64 channels.
-        text_heads: likewise.
-        activation: where the file does not tell; "": "quick_gelu".
+    A source is a file, a folder, or a hub name "owner/name". The options stand in for what a file
+    does not tell, as in `openai.load`; 0 and "" are the defaults there.
 
     Raises:
         FileNotFoundError: nothing of that name, or a folder without weights.
@@ -90,15 +77,15 @@ def _file(path: Path, stated: Mapping[str, Any]) -> Source:
                 f"{path} has transformers' names, and no {hugging_face.CONFIG} beside it that "
                 "would tell its number of heads: fetch that too, and name the folder"
             )
-        return _hugging_face(path.parent, str(path.parent))
+        return _hugging_face(path.parent, str(path), path)
     raise ValueError(
         f"{path} holds no CLIP and no OTSeg or ZegCLIP checkpoint; its {len(names)} arrays are "
         f"named like {', '.join(list(names)[:4])}"
     )
 
 
-def _hugging_face(folder: Path, source: str) -> Source:
-    clip, stored, rules = hugging_face.load_stored(folder, source)
+def _hugging_face(folder: Path, source: str, path: Path | None = None) -> Source:
+    clip, stored, rules = hugging_face.load_stored(folder, source, path=path)
     return Source("clip", "hugging_face", folder, stored, clip, tuple(rules))
 
 

@@ -3,8 +3,8 @@
 Both are zip archives: a pickle that describes the objects, and one stored (uncompressed) entry per
 tensor storage. Python's unpickler runs the pickle, but a name is looked up in a closed table and
 nowhere else, and opcodes that would reach past it are taken out before. Tensors come back as numpy
-arrays of the stored dtype (bfloat16 as ml_dtypes'), other objects as plain dicts and lists. Every
-size is compared with the file's before memory is taken for it.
+arrays of the stored dtype (bfloat16 as ml_dtypes'), an `OrderedDict` and a scripted module as
+dicts. Every size is compared with the file's before memory is taken for it.
 """
 
 import io
@@ -51,10 +51,6 @@ _REPLACED = {
 
 def read(path: str | Path) -> Any:
     """Read a file that torch wrote in its zip format, a TorchScript archive included.
-
-    Returns:
-        The pickled object: dicts (an `OrderedDict` or a scripted module is one too), lists, tuples,
-        numbers, strings, and numpy arrays for tensors.
 
     Raises:
         FileNotFoundError: no such file.

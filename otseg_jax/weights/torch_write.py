@@ -28,8 +28,8 @@ def write(path: str | os.PathLike[str], value: Any) -> None:
     pickle = _Pickle()
     pickle.add(value)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        # ZipInfo's date is the earliest that zip has, so that equal content gives equal files.
-        archive.writestr(zipfile.ZipInfo(f"{_ROOT}data.pkl"), bytes(pickle.finish()))
+        # ZipInfo's date is the earliest that zip has, so that equal content gives equal files
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}data.pkl"), bytes(pickle.code + b"."))  # STOP
         archive.writestr(zipfile.ZipInfo(f"{_ROOT}byteorder"), b"little")
         for i, array in enumerate(pickle.arrays):
             with archive.open(zipfile.ZipInfo(f"{_ROOT}data/{i}"), "w", force_zip64=True) as file:
@@ -44,47 +44,40 @@ class _Pickle:
         self.code = bytearray(b"\x80\x02")  # PROTO 2; opcodes as in `pickletools`
         self.arrays: list[np.ndarray] = []
 
-    def finish(self) -> bytearray:
-        return self.code + b"."  # STOP
+    def add(self, *values: Any) -> None:
+        for value in values:
+            match value:
+                case None:
+                    self.code += b"N"  # NONE
+                case bool():
+                    self.code += b"\x88" if value else b"\x89"  # NEWTRUE, NEWFALSE
+                case int():
+                    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+                    self.code += b"\x8a" + struct.pack("<B", len(data)) + data  # LONG1
+                case float():
+                    self.code += b"G" + struct.pack(">d", value)  # BINFLOAT
+                case str():
+                    data = value.encode()
+                    self.code += b"X" + struct.pack("<I", len(data)) + data  # BINUNICODE
+                case np.ndarray():
+                    self._add_tensor(value)
+                case dict():
+                    self.code += b"}("  # EMPTY_DICT, MARK
+                    for pair in value.items():
+                        self.add(*pair)
+                    self.code += b"u"  # SETITEMS
+                case list():
+                    self.code += b"]("  # EMPTY_LIST, MARK
+                    self.add(*value)
+                    self.code += b"e"  # APPENDS
+                case tuple():
+                    self.code += b"("  # MARK
+                    self.add(*value)
+                    self.code += b"t"  # TUPLE
+                case _:
+                    raise ValueError(f"a {type(value).__name__} has no place in a torch checkpoint")
 
-    def add(self, value: Any) -> None:
-        match value:
-            case None:
-                self.code += b"N"  # NONE
-            case bool():
-                self.code += b"\x88" if value else b"\x89"  # NEWTRUE, NEWFALSE
-            case int():
-                data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-                self.code += b"\x8a" + struct.pack("<B", len(data)) + data  # LONG1
-            case float():
-                self.code += b"G" + struct.pack(">d", value)  # BINFLOAT
-            case str():
-                data = value.encode()
-                self.code += b"X" + struct.pack("<I", len(data)) + data  # BINUNICODE
-            case np.ndarray():
-                self._tensor(value)
-            case dict():
-                self.code += b"}("  # EMPTY_DICT, MARK
-                for key, item in value.items():
-                    self.add(key)
-                    self.add(item)
-                self.code += b"u"  # SETITEMS
-            case list():
-                self.code += b"]("  # EMPTY_LIST, MARK
-                self._items(value)
-                self.code += b"e"  # APPENDS
-            case tuple():
-                self.code += b"("  # MARK
-                self._items(value)
-                self.code += b"t"  # TUPLE
-            case _:
-                raise ValueError(f"a {type(value).__name__} has no place in a torch checkpoint")
-
-    def _items(self, items: list | tuple) -> None:
-        for item in items:
-            self.add(item)
-
-    def _tensor(self, array: np.ndarray) -> None:
+    def _add_tensor(self, array: np.ndarray) -> None:
         if array.dtype not in _NAMES:
             raise ValueError(f"torch has no storage for {array.dtype}")
         # _rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks); storage is the
@@ -93,10 +86,8 @@ class _Pickle:
         self.code += b"ctorch._utils\n_rebuild_tensor_v2\n(("
         self.add("storage")
         self.code += b"c" + _NAMES[array.dtype].replace(".", "\n").encode() + b"\n"
-        for part in (str(len(self.arrays)), "cpu", int(array.size)):
-            self.add(part)
+        self.add(str(len(self.arrays)), "cpu", int(array.size))
         self.code += b"tQ"
-        for number in (0, tuple(array.shape), strides, False):
-            self.add(number)
+        self.add(0, tuple(array.shape), strides, False)
         self.code += b"ccollections\nOrderedDict\n)RtR"
         self.arrays.append(array)

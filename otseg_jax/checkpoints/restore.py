@@ -13,16 +13,11 @@ CHECKPOINTS = "checkpoints"  # folder of a run
 
 
 class Trained(NamedTuple):
-    """Weights that were found, and how to get them.
-
-    Attributes:
-        where: what was found, for messages.
-        restore: abstract or drawn trainable state → that state with these weights.
-    """
+    """Weights that were found, and how to get them."""
 
     spec: Spec
-    where: str
-    restore: Callable[[Any], Any]
+    where: str  # what was found, for messages
+    restore: Callable[[Any], Any]  # abstract or drawn trainable state → it with these weights
 
 
 def find(place: str | Path, wanted: str = "latest") -> Trained:
@@ -51,14 +46,11 @@ def find(place: str | Path, wanted: str = "latest") -> Trained:
 
 
 def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[int, Record]:
-    """The step of a run that is wanted, as of `find`, and its record.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such step.
-    """
+    """The step of a run that is wanted, and its record; as of `find`."""
     if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
+        steps = checkpoints.steps()
         raise ValueError(
-            f"eval.checkpoint={wanted!r}: choose latest, best or a step of {checkpoints.steps()}"
+            f"eval.checkpoint={wanted!r}: choose latest, best, half or a step of {steps}"
         )
     step = checkpoints.best_step() if wanted == "best" else checkpoints.latest_step()
     if step is None:
