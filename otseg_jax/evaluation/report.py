@@ -96,7 +96,7 @@ def evaluate_split(
         images: at most so many, evenly spaced over the split; 0 for all.
         on_photo: as in `sliding.evaluate`.
     """
-    data, options = experiment.settings.data, experiment.settings.eval
+    options, data = experiment.settings, experiment.settings.data
     predict = sliding.make_predict(
         experiment.graphdef,
         weights,
@@ -108,7 +108,7 @@ def evaluate_split(
 
     def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
         photo = example["image"]
-        fitted = transforms.for_eval(photo, scale=options.scale, mean=data.mean, std=data.std)
+        fitted = transforms.for_eval(photo, scale=options.eval.scale, mean=data.mean, std=data.std)
         return {**example, "image": fitted, "photo": photo}
 
     # Every n-th photo is what the first of n processes would read.
@@ -122,8 +122,8 @@ def evaluate_split(
         experiment.vocabulary,
         total=-(-len(source) // every),
         window=data.crop,
-        stride=options.stride,
-        batch_size=options.batch_size,
+        stride=options.eval.stride,
+        batch_size=options.eval.batch_size,
         seen_offset=experiment.spec.seen_offset,
         on_photo=on_photo,
     )
