@@ -57,7 +57,7 @@ def check_free(dest: str | os.PathLike[str]) -> None:
 
 def check_writable(workdir: str | os.PathLike[str]) -> Path:
     """The folder that a run writes to; a ValueError before the work if it cannot be written."""
-    path = Path(workdir)
+    path = Path(resolve(workdir))
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(

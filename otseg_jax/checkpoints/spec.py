@@ -196,7 +196,7 @@ def check_same_run(saved: Record, here: Record, *, where: str) -> None:
         problems.append(
             f"the classes were {list(saved.spec.classes)} and are {list(here.spec.classes)}"
         )
-    if problems := problems or differences(saved.spec, here.spec):
+    if problems := problems + differences(saved.spec, here.spec):
         raise ValueError(
             f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
             "flags to resume it, or choose another --workdir"

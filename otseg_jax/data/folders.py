@@ -75,8 +75,7 @@ def index(
             header `name,split` one line per class in id order, split being seen or unseen.
         root: the folder of the data set itself (VOC2012, VOC2010, coco_stuff164k or MSCOCO,
             ADEChallengeData2016), or one above it (VOCdevkit, or what holds that).
-        augmented: VOC only: train on the images of `aug.txt` besides those of `train.txt`, as every
-            published result does.
+        augmented: VOC only: train on the images of `aug.txt` too, as every published result does.
         raw_ids: COCO-Stuff only: read the raw maps `ID.png` (0..181) and convert them to train ids,
             for trees where `ID_labelTrainIds.png` was never made.
 

@@ -92,14 +92,11 @@ def stitch(
 
     # One after the other: windows overlap, and a scatter on a GPU adds in no fixed order.
     def add(canvas: tuple[Array, Array], item: tuple[Array, Array, Array]):
-        total, weight = canvas
         score, (y, x), share = item
         # `where`, as 0 · NaN of a window that fills up the batch would be NaN.
         score = jnp.where(share > 0, share * score.astype(jnp.float32), 0.0)
-        return (
-            _add_at(total, score, (0, y, x)),
-            _add_at(weight, jnp.full((1, side, side), share, jnp.float32), (0, y, x)),
-        ), None
+        patches = score, jnp.full((1, side, side), share, jnp.float32)
+        return jax.tree.map(partial(_add_at, start=(0, y, x)), canvas, patches), None
 
     empty = jnp.zeros((classes, height, width)), jnp.zeros((1, height, width))
     (total, weight), _ = jax.lax.scan(add, empty, (scores, origins, weights))
