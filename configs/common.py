@@ -117,7 +117,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "mps_weight": 0.5,  # of the MPS path in OTSeg+
                 "checkpoint": "latest",  # latest | best | half (of the schedule) | a step
                 "images": 0,  # of the validation split; 0: all
-                "save_predictions": False,  # palette PNGs in workdir/predictions
+                "save_predictions": False,  # label maps as PNGs in workdir/predictions
             },
         }
     )

@@ -182,6 +182,7 @@ def embed(
         made_by = loaded.text_fingerprint
     return embeddings, replace(
         described,
+        clip_source=found.origin.name,
         clip_fingerprint=loaded.fingerprint,
         text_fingerprint=made_by,
         vocabulary_hash=text.vocabulary_hash(*words, made_by),
@@ -236,7 +237,7 @@ def build(
 
     def make() -> OTSeg:
         vision, dtype, rngs = loaded.vision_config, jnp.dtype(options.dtype), nnx.Rngs(options.seed)
-        return OTSeg(vision, options.model, transport=transport, dtype=dtype, rngs=rngs)
+        return options.model.build(vision, transport=transport, dtype=dtype, rngs=rngs)
 
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     trainable, frozen = states

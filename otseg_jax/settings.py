@@ -12,7 +12,7 @@ from flax import traverse_util
 from pydantic import Field
 
 from otseg_jax.data import regimes
-from otseg_jax.models.otseg import OTSegConfig
+from otseg_jax.models.methods import MethodConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -113,7 +113,7 @@ class Settings:
     mesh: Mesh
     clip: ClipSource
     text: Text
-    model: OTSegConfig
+    model: MethodConfig
     data: Data
     train: Train
     eval: Eval
@@ -126,6 +126,12 @@ class Settings:
             problems.append(
                 f"eval.stride={self.eval.stride} leaves gaps between windows of "
                 f"data.crop={data.crop}"
+            )
+        train = self.train
+        if train.batch_size % train.accumulate:
+            problems.append(
+                f"train.batch_size={train.batch_size} is not a multiple of "
+                f"train.accumulate={train.accumulate}"
             )
         if not 0 <= self.model.dropout < 1:
             problems.append(f"model.dropout={self.model.dropout}: wanted a rate in [0, 1)")
@@ -140,7 +146,7 @@ class Settings:
     def templates(self) -> tuple[str, ...]:
         """Those that describe a class: all of them, or ZegCLIP's one."""
         templates = self.text.templates
-        return templates[:1] if self.model.decoder == "cross_attention" else templates
+        return templates[:1] if self.model.one_prompt else templates
 
     def check_devices(self, devices: int) -> None:
         """Refuse, with a ValueError, batches that so many devices cannot share equally."""

@@ -24,7 +24,7 @@ def config(regime: str = "inductive", **fields) -> ml_collections.ConfigDict:
         "text.cache": "",
         "model.prompt_tokens": 3,
         "model.decoder_layers": 2,
-        # implicit compiles for longer; what they differ in, test_otseg and test_transport look at
+        # implicit compiles for longer; what they differ in, test_otseg and test_implicit look at
         "model.sinkhorn": "unrolled",
         "model.iterations": 20,
         "train.steps": 4,

@@ -72,7 +72,7 @@ class Model(Pretrained):
 
         def make() -> OTSeg:
             vision, model = self.clip.vision_config, self.spec.model
-            return OTSeg(vision, model, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
+            return model.build(vision, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
 
         return names.build(make, self.model_leaves())
 

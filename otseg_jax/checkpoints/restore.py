@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
@@ -17,7 +19,7 @@ class Trained(NamedTuple):
 
     spec: Spec
     where: str  # what was found, for messages
-    restore: Callable[[Any], Any]  # abstract or drawn trainable state → it with these weights
+    restore: Callable[[Any], Any]  # trainable state → it with these weights, on its devices
 
 
 def find(place: str | Path, wanted: str = "latest") -> Trained:
@@ -73,6 +75,7 @@ def _read(checkpoints: Checkpoints, step: int, place: str | Path) -> Record:
 
 def _assigned(state: Any, model: pretrained.Model, where: str) -> Any:
     try:
-        return names.assign(state, model.trained)
+        assigned = names.assign(state, model.trained)
     except ValueError as error:
         raise ValueError(f"{where} is not of this configuration's model: {error}") from error
+    return jax.tree.map(lambda leaf, new: jax.device_put(new, leaf.sharding), state, assigned)

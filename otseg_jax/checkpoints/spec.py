@@ -14,7 +14,7 @@ import pydantic
 from otseg_jax import settings
 from otseg_jax.data import regimes
 from otseg_jax.data.classes import Vocabulary
-from otseg_jax.models.otseg import OTSegConfig
+from otseg_jax.models.methods import MethodConfig
 from otseg_jax.models.outputs import Outputs
 from otseg_jax.settings import Settings
 
@@ -60,7 +60,7 @@ class Spec:
     palette: tuple[tuple[int, int, int], ...] = field(repr=False)
     templates: tuple[str, ...]  # one prompt per class each
     regime: str
-    model: OTSegConfig
+    model: MethodConfig
     outputs: Outputs  # mixtures of logit maps; `outputs.main` is the method
     mean: tuple[float, float, float]  # of the photos, per channel, 0..255; and so `std`
     std: tuple[float, float, float]

@@ -17,7 +17,7 @@ from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.convert.hints import Hints
 from otseg_jax.data import classes
 from otseg_jax.models.clip import TextConfig, VisionConfig
-from otseg_jax.models.otseg import OTSeg, OTSegConfig
+from otseg_jax.models.otseg import OTSegConfig
 from otseg_jax.weights import clip, files, mmseg, names, openai, rules
 from otseg_jax.weights.rules import Rule
 
@@ -41,7 +41,7 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
     )
     unused = mmseg.unused(layers=layers)
     try:
-        abstract = nnx.eval_shape(lambda: OTSeg(vision, options.model, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: options.model.build(vision, rngs=nnx.Rngs(0)))
         target = clip.shapes(vision, words) | names.flatten(nnx.state(abstract))
         leaves = rules.fill(table, arrays, target, unused=unused)
     except ValueError as error:

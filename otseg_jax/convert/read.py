@@ -17,7 +17,7 @@ from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.convert import published
 from otseg_jax.convert.hints import Hints
-from otseg_jax.models.otseg import TRAINABLE, OTSeg
+from otseg_jax.models.otseg import TRAINABLE
 from otseg_jax.weights import files, names, source
 from otseg_jax.weights.rules import Rule
 
@@ -74,7 +74,7 @@ def _run(path: Path, hints: Hints) -> Model:
                 f"{options.clip.source}: give it with --clip=SOURCE"
             )
         abstract = nnx.eval_shape(
-            lambda: OTSeg(clip.vision_config, record.spec.model, rngs=nnx.Rngs(0))
+            lambda: record.spec.model.build(clip.vision_config, rngs=nnx.Rngs(0))
         )
         state = {"trainable": nnx.state(abstract, TRAINABLE)}
         weights = checkpoints.restore(step, state)["trainable"]

@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 from otseg_jax import paths, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
+from otseg_jax.data import regimes
 from otseg_jax.models.clip import TextConfig, VisionConfig
-from otseg_jax.models.otseg import OTSeg, upsample
+from otseg_jax.models.otseg import upsample
 from otseg_jax.models.outputs import mix
 from otseg_jax.models.transformer import TowerConfig
 from otseg_jax.weights import hugging_face, mmseg, names, rules, torch_write
@@ -66,8 +67,9 @@ def mmseg_arrays(model: Model) -> dict[str, np.ndarray]:
         text_blocks=clip.text_config.layers if clip.text_config else 0,
         deep="prompts/deep" in model.trained,
     )
-    whole = described.regime in ("supervised", "transductive")
-    trained_on = described.vocabulary.names if whole else described.vocabulary.seen
+    trained_on = regimes.resolve(
+        described.regime, num_classes=len(described.classes), unseen=described.unseen
+    ).classes
     stand_ins = mmseg.stand_ins(layers=layers, width=vision.embed_dim, classes=len(trained_on))
     leaves = {**clip.leaves(), **model.trained}
     return dict(sorted({**rules.invert(table, leaves), **stand_ins, **model.unused}.items()))
@@ -207,7 +209,7 @@ def _export(model: Model) -> jax_export.Exported:
         present: Bool[Array, " k"],
         offset: Float[Array, " k"],
     ) -> Float[Array, "b k s s"]:
-        otseg = names.build(lambda: OTSeg(vision, described.model, rngs=nnx.Rngs(0)), leaves)
+        otseg = names.build(lambda: described.model.build(vision, rngs=nnx.Rngs(0)), leaves)
         maps = otseg(windows, embeddings)
         mixed = upsample(mix(maps, outputs.mixtures[outputs.main]), (window, window))
         found = jax.nn.sigmoid(mixed) - offset[None, :, None, None]

@@ -131,11 +131,6 @@ def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((red, green, blue) for red, green, blue in colours.tolist())
 
 
-def _names(text: str) -> tuple[str, ...]:
-    # Only what follows a comma is stripped: the space of "bed " stands before one.
-    return tuple(name.lstrip() for name in text.removesuffix("\n").split(","))
-
-
 VOCABULARIES: dict[str, Vocabulary] = {
     path.stem: read(path, exact=True)
     for path in sorted((Path(__file__).parent / "vocabularies").glob("*.csv"))

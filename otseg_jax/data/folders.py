@@ -155,13 +155,13 @@ def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
     if raw_ids:
         hint = "train ids belong into ID_labelTrainIds.png, read with --config.data.raw_ids=False"
         suffix, coding = "", decode.raw_coco_coding(hint=hint)
-        mend = "--config.data.raw_ids=False reads them as they are"
-        alone = f"train ids alone (ID_labelTrainIds.png), nothing raw to convert: {mend}"
+        instead = "--config.data.raw_ids=False reads them as they are"
+        alone = f"train ids alone (ID_labelTrainIds.png), nothing raw to convert: {instead}"
     else:
         hint = "171..181 are raw ids; name such maps ID.png and set --config.data.raw_ids=True"
         suffix, coding = "_labelTrainIds", decode.plain_coding(171, hint=hint)
-        mend = "--config.data.raw_ids=True converts them while reading"
-        alone = f"raw ids alone (ID.png, 0..181), no ID_labelTrainIds.png: {mend}"
+        instead = "--config.data.raw_ids=True converts them while reading"
+        alone = f"raw ids alone (ID.png, 0..181), no ID_labelTrainIds.png: {instead}"
     # Raw ids taken for train ids give scores of 0 without a word, so that both ways are refused.
     if {path.stem.endswith("_labelTrainIds") for path in maps.glob("*.png")} == {raw_ids}:
         raise ValueError(f"{maps} holds {alone}")

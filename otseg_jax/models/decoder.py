@@ -202,7 +202,7 @@ class Decoder(nnx.Module):
         heads: of cross-attention; MPSA has one, and `transport`.
 
     Raises:
-        ValueError: no layers, or a width that the heads do not divide.
+        ValueError: another kind, no layers, or a width that the heads do not divide.
 
     Source: OTSeg (arXiv 2403.14183), decoder; ZegCLIP (arXiv 2212.03588).
     """
@@ -219,6 +219,8 @@ class Decoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        if kind not in KINDS:
+            raise ValueError(f"model.decoder={kind!r}: choose one of {', '.join(KINDS)}")
         if layers < 1:
             raise ValueError(f"model.decoder_layers={layers}: at least one layer is needed")
         if kind == "cross_attention" and (heads < 1 or width % heads):

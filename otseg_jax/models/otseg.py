@@ -93,6 +93,11 @@ class OTSegConfig:
         """The solver of transport plans that is asked for."""
         return Sinkhorn(self.epsilon, self.iterations if self.sinkhorn == "unrolled" else None)
 
+    @property
+    def one_prompt(self) -> bool:
+        """Whether a class is described by one prompt only."""
+        return self.decoder == "cross_attention"
+
     def outputs(self, *, mps_weight: float = 0.5) -> Outputs:
         """What the method is scored on: OTSeg (the decoder alone) and OTSeg+, or ZegCLIP.
 
@@ -100,10 +105,21 @@ class OTSegConfig:
 
         Source: OTSeg (arXiv 2403.14183), inference.
         """
-        if self.decoder == "cross_attention":
+        if self.one_prompt:
             return Outputs({"zegclip": {"decoder": 1.0}}, main="zegclip")
         plus = {"decoder": 1.0 - mps_weight, "mps": mps_weight}
         return Outputs({"otseg": {"decoder": 1.0}, "otseg_plus": plus}, main="otseg_plus")
+
+    def build(
+        self,
+        vision: VisionConfig,
+        *,
+        transport: Transport | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "OTSeg":
+        """The model around a tower of these sizes; arguments and errors as of `OTSeg`."""
+        return OTSeg(vision, self, transport=transport, dtype=dtype, rngs=rngs)
 
 
 class VisualPrompts(nnx.Module):

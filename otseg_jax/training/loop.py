@@ -97,7 +97,7 @@ def _initial_state(
     latest, init_from = checkpoints.latest_step(), experiment.settings.init_from
     trainable, whole = experiment.trainable, sharding.replicated(experiment.mesh)
     if latest is None and init_from:
-        trainable = jax.device_put(_start_from(init_from, experiment), whole)
+        trainable = _start_from(init_from, experiment)
     elif latest is None and experiment.regime.unseen:
         raise ValueError(
             "transductive training starts from an inductive run: set --config.init_from=WORKDIR "

@@ -189,10 +189,20 @@ def draw(sizes: Mapping[str, Any], *, image_size: int, seed: int) -> Clip:
     )
     vocabulary = text.vocabulary_size(tokenizer)
     words = TextConfig(vocab_size=vocabulary, context_length=77, embed_dim=dim, **sizes["text"])
-    # on a CPU wherever it is to run: accelerators draw other last digits, and so other fingerprints
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(_cpu()):
         leaves = jax.tree.map(np.asarray, jax.jit(lambda: _drawn(vision, words, seed))())
     return identified(leaves, vision, words, name="random", tokenizer=tokenizer)
+
+
+def _cpu() -> jax.Device | None:
+    """The CPU, where weights are drawn whatever device they are for; None where JAX has none.
+
+    Accelerators draw other last digits, and so other fingerprints.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        return None
 
 
 def resize_position_embedding(

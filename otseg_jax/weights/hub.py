@@ -38,11 +38,10 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def upload(folder: str | Path, name: str, *, private: bool = False) -> str:
+def upload(folder: str | Path, name: str) -> str:
     """Publish a model directory on the hub and return the address of the commit.
 
-    You must be logged in (`hf auth login`). The repository "owner/name" is made if need be, then
-    visible to its owner only if `private`.
+    You must be logged in (`hf auth login`). The repository "owner/name" is made if need be.
     """
-    huggingface_hub.create_repo(name, private=private, exist_ok=True)
+    huggingface_hub.create_repo(name, exist_ok=True)
     return huggingface_hub.upload_folder(repo_id=name, folder_path=folder).commit_url

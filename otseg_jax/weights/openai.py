@@ -20,9 +20,15 @@ from otseg_jax.weights.rules import Rule, linear, norm
 HEAD = 64  # channels of a head in every published CLIP ViT
 
 UNUSED = (
-    *("logit_scale", "logit_bias", "attn_mask", "text.attn_mask"),
+    "logit_scale",
+    "logit_bias",
+    "attn_mask",
+    "text.attn_mask",
     # numbers that TorchScript keeps
-    *("input_resolution", "context_length", "vocab_size", "visual.input_resolution"),
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "visual.input_resolution",
 )
 
 
