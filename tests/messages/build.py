@@ -1,6 +1,7 @@
 """Rows: settings that do not fit together."""
 
 import small
+
 from messages import Row
 
 ROWS = [
