@@ -183,37 +183,32 @@ def markdown(result: dict) -> str:
     """The figures as text."""
     seeds = len(result["seeds"])
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    lines = [f"Inductive runs, percent, {over}."]
+    parts = [f"Inductive runs, percent, {over}."]
     for question, answers in result["variants"].items():
-        lines += [
-            "",
-            f"| {question} | method | mIoU(U) | mIoU(S) | hIoU |",
-            "|---|---|---|---|---|",
+        rows = [
+            (answer, table1.METHODS[method], *grid.row(figures))
+            for answer, methods in answers.items()
+            for method, figures in methods.items()
         ]
-        for answer, methods in answers.items():
-            for method, figures in methods.items():
-                row = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
-                lines.append(f"| {answer} | {table1.METHODS[method]} | {row} |")
-    lines += [
-        "",
+        parts.append(grid.table(rows, question, "method", *grid.HEADERS))
+    weights = result["sweep"]["weight"].items()
+    parts += [
         f"The base at seed {result['seeds'][0]}, the weight of the MPS path swept:",
-        "",
-        "| weight | mIoU(U) | mIoU(S) | hIoU |",
-        "|---|---|---|---|",
+        grid.table(
+            [(weight, *map("{:.1f}".format, row)) for weight, row in weights],
+            "weight",
+            *grid.HEADERS,
+        ),
+        "The offset of seen classes swept, same run:",
     ]
-    for weight, row in result["sweep"]["weight"].items():
-        lines.append(f"| {weight} | " + " | ".join(f"{x:.1f}" for x in row) + " |")
-    lines += ["", "The offset of seen classes swept, same run:", ""]
-    lines += [
-        "| method | best offset | hIoU there | hIoU at 0 | hIoU at 0.1 | area under S over U |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for method, found in result["sweep"]["offset"].items():
         curve = found["curve"]
         best = max(curve, key=lambda offset: curve[offset][2])
-        row = (best, *(f"{curve[o][2]:.1f}" for o in (best, "0.0", "0.1")), f"{found['area']:.1f}")
-        lines.append(f"| {table1.METHODS[method]} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+        figures = [*(curve[offset][2] for offset in (best, "0.0", "0.1")), found["area"]]
+        rows.append((table1.METHODS[method], best, *map("{:.1f}".format, figures)))
+    names = ("best offset", "hIoU there", "hIoU at 0", "hIoU at 0.1", "area under S over U")
+    return "\n\n".join([*parts, grid.table(rows, "method", *names)]) + "\n"
 
 
 def plot(result: dict, path: Path) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
 from tqdm import tqdm
 
 from otseg_jax.weights import hub
@@ -28,6 +29,7 @@ from otseg_jax.weights import hub
 ROOT = Path(__file__).parent.parent
 CLIP = hub.find(hub.BUILT_IN, ())
 MEASURES = ("miou_unseen", "miou_seen", "hiou")
+HEADERS = ("mIoU(U)", "mIoU(S)", "hIoU")
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,15 @@ def gather(cells: Mapping[int, Cell], runs: Path) -> dict[str, dict[str, dict[st
     }
 
 
-def show(figure: Mapping[str, Any]) -> str:
-    """Mean, and deviation where there is one, to one decimal."""
-    if figure["mean"] is None:
-        return "–"
-    deviation = "" if figure["std"] is None else f" ± {figure['std']:.1f}"
-    return f"{figure['mean']:.1f}{deviation}"
+def row(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A method's measures to one decimal: mean, and deviation where there is one."""
+
+    def show(mean: float | None, std: float | None) -> str:
+        return "–" if mean is None else f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+
+    return [show(figures[m]["mean"], figures[m]["std"]) for m in MEASURES]
+
+
+def table(rows: Sequence[Sequence[str]], *headers: str) -> str:
+    """A Markdown table."""
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)

@@ -77,28 +77,19 @@ def gather(seeds: list[int], runs: Path) -> dict:
 def markdown(table: dict, continuation: dict, seeds: list[int]) -> str:
     """The table as text."""
     rows = [
+        (regime, METHODS[method], *grid.row(figures), " / ".join(map("{:.1f}".format, theirs)))
+        for regime, methods in table.items()
+        for method, figures in methods.items()
+        for theirs in [PUBLISHED[regime][method]]
+    ]
+    continued = [(METHODS[method], *grid.row(figures)) for method, figures in continuation.items()]
+    return (
         f"mIoU(U), mIoU(S), hIoU in percent, mean ± standard deviation over {len(seeds)} seeds; "
-        "beside them the published figures on PASCAL VOC 2012.",
-        "",
-        "| regime | method | mIoU(U) | mIoU(S) | hIoU | published U / S / hIoU |",
-        "|---|---|---|---|---|---|",
-    ]
-    for regime, methods in table.items():
-        for method, figures in methods.items():
-            ours = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
-            theirs = " / ".join(f"{x:.1f}" for x in PUBLISHED[regime][method])
-            rows.append(f"| {regime} | {METHODS[method]} | {ours} | {theirs} |")
-    rows += [
-        "",
-        "Supervised from the half of the inductive run, as many steps as transductive:",
-        "",
-        "| method | mIoU(U) | mIoU(S) | hIoU |",
-        "|---|---|---|---|",
-    ]
-    for method, figures in continuation.items():
-        ours = " | ".join(grid.show(figures[m]) for m in grid.MEASURES)
-        rows.append(f"| {METHODS[method]} | {ours} |")
-    return "\n".join(rows) + "\n"
+        "beside them the published figures on PASCAL VOC 2012.\n\n"
+        f"{grid.table(rows, 'regime', 'method', *grid.HEADERS, 'published U / S / hIoU')}\n\n"
+        "Supervised from the half of the inductive run, as many steps as transductive:\n\n"
+        f"{grid.table(continued, 'method', *grid.HEADERS)}\n"
+    )
 
 
 def plot(table: dict, path: Path) -> None:
