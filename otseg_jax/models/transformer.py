@@ -16,6 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from otseg_jax.models.attention import attention
+
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Sigmoid approximation of GELU that OpenAI's CLIP was trained with: x·σ(1.702·x).
@@ -75,7 +77,7 @@ class Attention(nnx.Module):
             rearrange(linear(x), "b t (heads c) -> b t heads c", heads=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        mixed = attention(query, key, value, causal=self.causal)
         return self.out(rearrange(mixed, "b t heads c -> b t (heads c)"))
 
 

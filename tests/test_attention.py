@@ -1,0 +1,84 @@
+"""Attention: against the formula in float64, forward and backward; what it holds in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from otseg_jax.models.attention import attention
+
+
+def heads(t, *, seed=0, scale=1.0, count=3, batch=2, channels=8, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    shape = (4, batch, t, count, channels)
+    return (scale * rng.standard_normal(shape)).astype(dtype)
+
+
+def by_formula(query, key, value, causal):
+    """softmax(q·kᵀ/√c)·v, as it is written."""
+    logits = jnp.einsum("bqhc,bkhc->bhqk", query, key) / query.shape[-1] ** 0.5
+    if causal:
+        logits = jnp.where(np.tri(logits.shape[-1], dtype=bool), logits, -jnp.inf)
+    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits, axis=-1), value)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+# logits of 1e4 have themselves an error of 1e-3 in float32
+@pytest.mark.parametrize(
+    ("t", "scale", "error"), [(1, 1.0, 2e-6), (37, 1.0, 2e-6), (37, 30.0, 3e-3)]
+)
+def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal):
+    *inputs, weight = heads(t, scale=scale)
+
+    def loss(attend, *qkv):
+        return jnp.sum(attend(*qkv) * weight)
+
+    def ours(*qkv):
+        return attention(*qkv, causal=causal)
+
+    def wanted(*qkv):
+        return by_formula(*qkv, causal)
+
+    with jax.enable_x64():
+        exact = [np.asarray(x, np.float64) for x in inputs]
+        expected = np.asarray(wanted(*exact))
+        gradients = jax.grad(lambda *qkv: loss(wanted, *qkv), argnums=(0, 1, 2))(*exact)
+    np.testing.assert_allclose(jax.jit(ours)(*inputs), expected, atol=error, rtol=0)
+    found = jax.jit(jax.grad(lambda *qkv: loss(ours, *qkv), argnums=(0, 1, 2)))(*inputs)
+    for one, other in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=2 * error * max(1, np.abs(other).max()), rtol=0)
+
+
+def test_bfloat16_stays_bfloat16_and_sums_in_float32():
+    *inputs, _ = heads(300)
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    found = attention(*narrow)
+    assert found.dtype == jnp.bfloat16
+    expected = by_formula(*(x.astype(jnp.float32) for x in narrow), causal=False)
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=4e-3, rtol=0)
+
+
+def test_an_item_has_the_same_bits_in_any_batch():
+    *inputs, _ = heads(65, batch=3)
+    whole = jax.jit(attention)(*inputs)
+    alone = jax.jit(attention)(*(x[1:2] for x in inputs))
+    np.testing.assert_array_equal(whole[1:2], alone)
+
+
+def test_no_more_than_a_few_heads_of_weights_are_held():
+    """12 heads of 400 × 400 would be 7.7 MB; forward and backward hold less than half of it."""
+    t, count = 400, 12
+    *inputs, weight = heads(t, count=count, batch=1)
+
+    def loss(*qkv):
+        return jnp.sum(attention(*qkv) * weight)
+
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * count * t * t / 2
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_it_lowers_for_accelerators(platform):
+    *inputs, _ = heads(16)
+    assert export.export(jax.jit(attention), platforms=[platform])(*inputs).platforms == (platform,)
