@@ -87,7 +87,7 @@ def parts_of_loss(maps, regime_name):
     for name, value in maps.items():
         for term, loss in losses.segmentation(value, target).items():
             parts[f"{name}.{term}"] = loss / pairs
-        parts[f"{name}.accuracy"] = losses.pixel_accuracy(value, target)
+        parts[f"{name}.accuracy"] = losses.pixel_accuracy(jnp.argmax(value, axis=1), target)
     return parts
 
 

@@ -11,7 +11,7 @@ from oracles import authors_labels, numbers, reference_sinkhorn, relative_error
 from otseg_jax.data import regimes
 from otseg_jax.models import decoder
 from otseg_jax.models.clip import VisionConfig
-from otseg_jax.models.otseg import TRAINABLE, OTSeg, OTSegConfig, upsample
+from otseg_jax.models.otseg import TRAINABLE, OTSeg, OTSegConfig, upsample, upsampled_argmax
 from otseg_jax.training.step import loss_sums
 from otseg_jax.weights import mmseg, names
 
@@ -260,3 +260,13 @@ def test_bad_choices_name_the_field():
         tiny.otseg(decoder="cross_attention", decoder_heads=5)
     with pytest.raises(ValueError, match="one prompt per class"):
         tiny.otseg(decoder="cross_attention")(tiny.image(), tiny.text("inductive"))
+
+
+@pytest.mark.parametrize(("classes", "size"), [(1, (7, 5)), (20, (40, 33)), (300, (8, 8))])
+def test_upsampled_argmax_is_that_of_all_classes_at_once(classes, size):
+    logits = np.random.default_rng(0).standard_normal((2, classes, 8, 6)).astype(np.float32)
+    logits[1] = np.round(logits[1])  # of equals the first
+    expected = jnp.argmax(upsample(jnp.asarray(logits), size), axis=1)
+    np.testing.assert_array_equal(
+        jax.jit(upsampled_argmax, static_argnums=1)(logits, size), expected
+    )

@@ -79,10 +79,10 @@ def segmentation(
     }
 
 
-def pixel_accuracy(logits: Logits, labels: Labels) -> Float32[Array, ""]:
-    """Fraction of the pixels not ignored whose largest logit is that of the label; 0 if none."""
+def pixel_accuracy(guess: Labels, labels: Labels) -> Float32[Array, ""]:
+    """Fraction of the pixels not ignored that are guessed right; 0 if there are none."""
     counted = labels != IGNORE
-    right = jnp.sum(counted & (jnp.argmax(logits, axis=1) == labels))
+    right = jnp.sum(counted & (guess == labels))
     return (right / jnp.maximum(jnp.sum(counted), 1)).astype(jnp.float32)
 
 

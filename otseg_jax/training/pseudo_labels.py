@@ -9,6 +9,7 @@ from jaxtyping import Array, Int16, Int32, Integer
 
 from otseg_jax.data.classes import IGNORE
 from otseg_jax.data.regimes import HIDDEN
+from otseg_jax.models.otseg import upsampled_argmax
 from otseg_jax.models.outputs import Maps, Mixture, mix
 
 
@@ -35,8 +36,8 @@ def relabel(
 
 
 def pseudo_label(
-    maps: Maps, labels: Int32[Array, "b h w"], unseen: Sequence[int], *, mixture: Mixture
-) -> Int32[Array, "b h w"]:
+    maps: Maps, labels: Int32[Array, "b H W"], unseen: Sequence[int], *, mixture: Mixture
+) -> Int32[Array, "b H W"]:
     """Label the hidden pixels with the likeliest unseen class of the current forward pass.
 
     y = argmax over u in unseen of σ( Σ weight·map[u] )
@@ -45,7 +46,7 @@ def pseudo_label(
     no unseen class the labels are returned as they are, so that one step serves every regime.
 
     Args:
-        maps: logits at the size of the labels.
+        maps: logits on the patch grid.
         labels: what `relabel` returned.
         unseen: `Regime.unseen`, static.
         mixture: ½ decoder + ½ mps for OTSeg, the decoder alone for ZegCLIP.
@@ -57,7 +58,7 @@ def pseudo_label(
     if not unseen:
         return labels
     candidates = jnp.asarray(unseen, jnp.int32)
-    # Only the unseen channels are touched: at 171 classes the mixture of all would cost gigabytes.
+    # upsampling is linear: the mixture alone goes to the size of the labels
     chosen = {name: maps[name][:, candidates].astype(jnp.float32) for name in mixture}
-    guess = candidates[jnp.argmax(mix(chosen, mixture), axis=1)]
+    guess = candidates[upsampled_argmax(mix(chosen, mixture), (labels.shape[1], labels.shape[2]))]
     return jax.lax.stop_gradient(jnp.where(labels == HIDDEN, guess, labels))

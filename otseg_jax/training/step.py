@@ -17,11 +17,13 @@ from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax import sharding
 from otseg_jax.data import regimes
-from otseg_jax.models.otseg import upsample
+from otseg_jax.models.otseg import upsample, upsampled_argmax
 from otseg_jax.models.outputs import Maps, Mixture, Outputs
 from otseg_jax.training import losses, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
+
+BLOCK = 16  # classes that are upsampled to the size of the labels at a time
 
 
 class State(NamedTuple):
@@ -55,17 +57,24 @@ def loss_sums(
     Source: OTSeg (arXiv 2403.14183), training loss.
     """
     size = (label.shape[1], label.shape[2])
-    maps = {name: upsample(z, size) for name, z in maps.items()}
     known = pseudo_labels.relabel(label, regime.label_table)
     target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
-    terms = {
-        f"{name}_{term}": value
-        for name, z in maps.items()
-        for term, value in losses.segmentation(z, target, **weights).items()
-    }
-    pairs = losses.count_pairs(target, len(regime.classes))
-    accuracies = {f"{name}_accuracy": losses.pixel_accuracy(z, target) for name, z in maps.items()}
-    return terms, pairs, accuracies
+
+    # A few classes at a time, forward and backward: all of them at the size of the image would take
+    # more memory than the rest of the step.
+    @jax.checkpoint
+    def of_class(inputs: tuple[Int[Array, ""], Float[Array, "b h w"]]) -> Scalars:
+        k, z = inputs
+        return losses.segmentation(upsample(z[:, None], size), target - k, **weights)
+
+    terms, accuracies = {}, {}
+    for name, z in maps.items():
+        classes = (jnp.arange(z.shape[1]), jnp.moveaxis(z, 1, 0))
+        for term, values in jax.lax.map(of_class, classes, batch_size=BLOCK).items():
+            terms[f"{name}_{term}"] = jnp.sum(values)
+        guess = upsampled_argmax(jax.lax.stop_gradient(z), size)
+        accuracies[f"{name}_accuracy"] = losses.pixel_accuracy(guess, target)
+    return terms, losses.count_pairs(target, len(regime.classes)), accuracies
 
 
 def make_train_step(
