@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from otseg_jax.models.linear import Linear
 from otseg_jax.ot.sinkhorn import sinkhorn
 
 KINDS = ("mpsa", "cross_attention")
@@ -88,7 +89,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: MaybeKey) -> Float[Array, 
 
 def torch_linear(
     inputs: int, outputs: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-) -> nnx.Linear:
+) -> Linear:
     """Linear layer with weight and bias drawn from U(±1/√inputs).
 
     The reference never calls its own initialiser for the decoder, so PyTorch's default is what
@@ -99,9 +100,7 @@ def torch_linear(
     def uniform(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(
-        inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
-    )
+    return Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from otseg_jax.models.attention import attention
+from otseg_jax.models.linear import Linear
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -65,7 +66,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention, softmax(q·kᵀ/√(width of a head))·v, with biases."""
 
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.heads, self.causal = config.heads, causal
+        self.heads, self.causal, self.dtype = config.heads, causal, dtype
         std = config.width**-0.5
         linear = partial(_linear, config.width, config.width, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = linear(std=std), linear(std=std), linear(std=std)
@@ -77,7 +78,7 @@ class Attention(nnx.Module):
             rearrange(linear(x), "b t (heads c) -> b t heads c", heads=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        mixed = attention(query, key, value, causal=self.causal)
+        mixed = attention(query, key, value, causal=self.causal, dtype=self.dtype)
         return self.out(rearrange(mixed, "b t heads c -> b t (heads c)"))
 
 
@@ -109,11 +110,11 @@ class Block(nnx.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def _linear(inputs: int, outputs: int, *, std: float, **options: Any) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(std), **options)
+def _linear(inputs: int, outputs: int, *, std: float, **options: Any) -> Linear:
+    return Linear(inputs, outputs, kernel_init=nnx.initializers.normal(std), **options)
 
 
-def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
+def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> Linear:
     """The Linear without bias from a tower's width to the shared space, always float32."""
     width, std = config.width, config.width**-0.5
     return _linear(width, config.embed_dim, std=std, use_bias=False, dtype=jnp.float32, rngs=rngs)

@@ -1,0 +1,256 @@
+r"""The whole model against plain PyTorch on this machine: benchmark_model.json and .png.
+
+    python -m experiments.benchmark_model            # all cases, about 15 minutes on two cores
+    python -m experiments.benchmark_model --only=VOC --rounds=3
+
+The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
+before anything is timed; the tower alone is timed against `transformers`. Ours and theirs take
+turns in one process; figures are medians with quartiles. Peak memory is that of a process of its
+own which does nothing else, weights and libraries included. Similarities are CLIP-like: a class's
+prompts lie close together.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from tqdm import tqdm
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from experiments.grid import table
+from experiments.torch_model import TorchOTSeg
+from otseg_jax import sharding
+from otseg_jax.data import regimes
+from otseg_jax.models.clip import VisionConfig, VisionTower
+from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
+from otseg_jax.training import optim
+from otseg_jax.training.step import State, make_train_step
+from otseg_jax.weights import mmseg, names, rules
+
+RESULT = Path(__file__).with_suffix(".json")
+VISION = VisionConfig(
+    image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072, embed_dim=512
+)
+SIZES = {"VOC": (20, 6, 10), "COCO": (171, 8, 100)}  # classes, templates, visual prompts
+RIVALS = ("ours", "torch")
+
+
+class Case(NamedTuple):
+    """What is timed."""
+
+    sizes: str  # of `SIZES`, or "tower": the vision tower alone
+    work: str  # forward, step
+    batch: int
+    dtype: str  # of matrix products in the tower
+
+    def __str__(self) -> str:
+        return f"{self.sizes} {self.work}, batch {self.batch}, {self.dtype}"
+
+
+CASES = [
+    Case("tower", "forward", 1, "float32"),
+    Case("tower", "forward", 1, "bfloat16"),
+    *(
+        Case(sizes, "forward", batch, dtype)
+        for sizes in SIZES
+        for batch in (1, 4)
+        for dtype in ("float32", "bfloat16")
+    ),
+    *(Case(sizes, "step", 1, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16")),
+]
+
+
+def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, text embeddings and labels."""
+    rng = np.random.default_rng(0)
+    classes, templates, _ = SIZES.get(case.sizes, (1, 1, 1))
+    shared = rng.standard_normal((classes, 1, VISION.embed_dim))
+    text = shared + 0.3 * rng.standard_normal((classes, templates, VISION.embed_dim))
+    text /= np.linalg.norm(text, axis=-1, keepdims=True)
+    image = rng.standard_normal((case.batch, 512, 512, 3))
+    label = rng.integers(0, classes, (case.batch, 8, 8)).repeat(64, 1).repeat(64, 2)
+    return image.astype(np.float32), text.astype(np.float32), label.astype(np.int16)
+
+
+def model(case: Case) -> tuple[Any, Any, Any]:
+    """Our model, as (graph, trainable, frozen), with random weights."""
+    config = OTSegConfig(prompt_tokens=SIZES[case.sizes][2])
+
+    def make() -> nnx.Module:
+        return config.build(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+
+    graphdef, *_ = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
+    trainable, frozen = jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1:])()
+    return graphdef, trainable, frozen
+
+
+def ours(case: Case) -> Callable[[], Any]:
+    """What is timed of ours: a function without arguments that waits for its result."""
+    image, text, label = (jnp.asarray(x) for x in inputs(case))
+    if case.sizes == "tower":
+        tower = VisionTower(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+        graphdef, state = nnx.split(tower)
+        encode = jax.jit(lambda state, image: nnx.merge(graphdef, state).encode(image))
+        return lambda: jax.block_until_ready(encode(state, image))
+    graphdef, trainable, frozen = model(case)
+    if case.work == "forward":
+        run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
+        return lambda: jax.block_until_ready(run(trainable, frozen, image, text))
+    config, optimizer = OTSegConfig(), optim.make_optimizer(lambda _: 2e-4, weight_decay=0.01)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        regimes.resolve("supervised", num_classes=len(text), unseen=()),
+        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        outputs=config.outputs(),
+    )
+    state = [State(trainable, jax.jit(optimizer.init)(trainable))]
+
+    def train() -> Any:
+        batch = {"image": image, "label": label}
+        state[0], scalars = step(state[0], frozen, text, batch, jnp.int32(0))
+        return jax.block_until_ready(scalars)
+
+    return train
+
+
+def theirs(case: Case) -> Callable[[], Any]:
+    """The same of PyTorch."""
+    image, text, label = inputs(case)
+    picture = torch.tensor(image).permute(0, 3, 1, 2).contiguous()
+    narrow = case.dtype == "bfloat16"
+    if case.sizes == "tower":
+        sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+        config = CLIPVisionConfig(image_size=512, patch_size=16, num_hidden_layers=12, **sizes)
+        tower = CLIPVisionModel(config).eval()
+
+        @torch.inference_mode()
+        def encode() -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+                return tower(picture)
+
+        return encode
+    rival = TorchOTSeg(original_arrays(case), heads=VISION.heads, narrow=narrow)
+    words, target = torch.tensor(text), torch.tensor(label.astype(np.int64))
+    if case.work == "forward":
+        return torch.inference_mode()(lambda: rival(picture, words))
+    optimizer = torch.optim.AdamW([x for x in rival.w.values() if x.requires_grad], lr=2e-4)
+
+    def train() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        loss = rival.loss(picture, words, target)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return train
+
+
+def original_arrays(case: Case) -> dict[str, np.ndarray]:
+    """The weights of `model` by the original program's names."""
+    _, trainable, frozen = model(case)
+    leaves = {**names.flatten(trainable), **names.flatten(frozen)}
+    found = rules.invert(
+        mmseg.otseg_rules(blocks=VISION.layers, layers=3),
+        {name: np.asarray(leaf) for name, leaf in leaves.items()},
+    )
+    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+
+
+def check(case: Case) -> float:
+    """Largest difference of the logits; an AssertionError above what the dtype explains."""
+    maps = ours(case._replace(work="forward"))()
+    found = theirs(case._replace(work="forward"))()
+    worst = max(
+        float(np.abs(np.asarray(one) - other.numpy()).max())
+        for one, other in zip(maps.values(), found, strict=True)
+    )
+    assert worst < (1e-3 if case.dtype == "float32" else 5e-2), f"{case}: logits differ by {worst}"
+    return worst
+
+
+def quartiles(seconds: list[float]) -> list[float]:
+    """First quartile, median, third."""
+    return [round(float(q), 4) for q in np.quantile(seconds, [0.25, 0.5, 0.75])]
+
+
+def peak(case: Case, who: str) -> float:
+    """Peak memory of a process that does this alone, 1e9 bytes."""
+    command = [sys.executable, "-m", "experiments.benchmark_model", f"--alone={who}"]
+    done = subprocess.run([*command, f"--only={case}"], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Times in turn, peaks, and the ratio theirs / ours."""
+    difference = None if case.sizes == "tower" else check(case)
+    work = {"ours": ours(case), "torch": theirs(case)}
+    seconds: dict[str, list[float]] = {who: [] for who in RIVALS}
+    for number in range(rounds + 1):
+        for who in RIVALS:
+            start = time.perf_counter()
+            work[who]()
+            if number:  # the first compiles
+                seconds[who].append(time.perf_counter() - start)
+    result: dict[str, Any] = {
+        who: {"quartiles_s": quartiles(seconds[who]), "peak_gb": peak(case, who)} for who in RIVALS
+    }
+    result["ratio"] = round(float(np.median(seconds["torch"]) / np.median(seconds["ours"])), 2)
+    return {"case": case._asdict(), "logits_differ_by": difference, **result}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as text."""
+    cells = [
+        (
+            str(Case(**row["case"])),
+            *(f"{row[who]['quartiles_s'][1]:.2f} ({row[who]['peak_gb']:.1f})" for who in RIVALS),
+            f"{row['ratio']:.2f}×",
+        )
+        for row in rows
+    ]
+    return table(cells, "case", "ours, s (GB)", "torch, s (GB)", "faster by")
+
+
+def main() -> None:
+    """Measure every case, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="cases whose name begins so")
+    parser.add_argument("--alone", choices=RIVALS, help="run it once, print the peak memory")
+    options = parser.parse_args()
+    cases = [case for case in CASES if str(case).startswith(options.only)]
+    if options.alone:
+        work = {"ours": ours, "torch": theirs}[options.alone](*cases)
+        work(), work()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        return
+    before = os.getloadavg()[0]
+    rows = [measure(case, options.rounds) for case in tqdm(cases)]
+    record = {
+        "machine": f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}, "
+        f"jax {jax.__version__}, torch {torch.__version__}",
+        "load_before": round(before, 2),
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    if not options.only:
+        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
