@@ -110,8 +110,9 @@ def random_crop(
         window = slice(y, y + size), slice(x, x + size)
         if max_class_fraction >= 1 or attempt == 10:
             break
-        ids = label[window]
-        counts = np.bincount(ids[ids != IGNORE], minlength=1)
+        # as unsigned numbers, in which what is negative lies beyond every class
+        ids, classes = label[window].view(np.uint16), max(int(label.max()) + 1, 1)
+        counts = cv2.calcHist([ids], [0], None, [classes], [0, classes])
         # (!) A crop of one class, or all ignored, is drawn again too: its share is not below.
         if counts.max() < max_class_fraction * counts.sum():
             break
