@@ -169,9 +169,10 @@ def embed(
         embeddings = text.read_embeddings(
             options.text.embeddings,
             classes=len(described.classes),
-            templates=len(options.text.templates),
+            templates=len(described.templates),
             width=loaded.vision_config.embed_dim,
-        )[:, : len(described.templates)]
+            first=options.model.one_prompt,
+        )
         made_by = names.fingerprint({"embeddings": embeddings})
     elif isinstance(found, Model) and found.spec.vocabulary_hash == text.vocabulary_hash(
         *words, found.spec.text_fingerprint

@@ -7,7 +7,9 @@ ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id)
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence, Set
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,6 +23,8 @@ from otseg_jax import paths
 from otseg_jax.models.clip import TextTower
 
 LOGGER = logging.getLogger(__name__)
+
+SIZES = (16, 64, 256)  # of batches of texts
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -46,6 +50,58 @@ def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{}", name) for name in names for template in templates]
 
 
+def check_words(words: Iterable[str]) -> tuple[str, ...]:
+    """Class names as a person gave them, blanks at their ends taken off.
+
+    Raises:
+        ValueError: no list, no name, names that are blank, repeated or not one text each.
+    """
+    if isinstance(words, str):
+        parts = [part.strip() for part in re.split("[,;\n]", words) if part.strip()]
+        raise ValueError(f"class_names={words!r} is one text: give a list, {parts or ['cat']}")
+    if isinstance(words, Set) or not isinstance(words, Iterable | np.ndarray):
+        raise ValueError(f"class_names is a {type(words).__name__}: give a list, ['cat', 'sky']")
+    found: list[str] = []
+    problems = []
+    for i, word in enumerate(words):
+        name = word.strip() if isinstance(word, str) else ""
+        if not isinstance(word, str):
+            problems.append(f"class_names[{i}] is {word!r}, wanted text")
+        elif not name.strip(",;"):
+            problems.append(f"class_names[{i}] is blank")
+        elif name != name.strip(",;") or "\n" in name:
+            problems.append(f"class_names[{i}] is {word!r}: give one name, without , ; at its ends")
+        elif name in found:
+            problems.append(f"class_names[{i}] repeats class_names[{found.index(name)}], {name!r}")
+        found.append(name)
+    problems += [] if found else ["class_names is empty: name at least one class"]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError("; ".join(problems[:5]) + more)
+    return tuple(found)
+
+
+def warn_of_twins(names: Sequence[str], tokens: Int[np.ndarray, "t l"]) -> None:
+    """Log classes whose texts are the same tokens, by case or by the cut: one always wins."""
+    first: dict[bytes, int] = {}
+    rows = tokens.reshape(len(names), -1)
+    twins = [(j, k) for k, row in enumerate(rows) if (j := first.setdefault(row.tobytes(), k)) != k]
+    if twins:
+        j, k = twins[0]
+        LOGGER.warning(
+            "%d of %d class names are no others to the text tower, and get no pixel: %s is the "
+            "same tokens as %s",
+            len(twins),
+            len(names),
+            _short(names[k]),
+            _short(names[j]),
+        )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:25]} … {text[-12:]}")
+
+
 def tokenise(
     texts: Sequence[str], tokenizer: str | Path, *, context_length: int = 77
 ) -> Int[np.ndarray, "t l"]:
@@ -67,9 +123,22 @@ def tokenise(
             f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
             "it is not CLIP's tokenizer"
         )
-    options = {"padding": "max_length", "truncation": True, "max_length": context_length}
+    # one more than there is room for, to see which are cut
+    options = {"padding": "max_length", "truncation": True, "max_length": context_length + 1}
     rows = clip(list(texts), **options, return_tensors="np")
-    return (rows["input_ids"] * rows["attention_mask"]).astype(np.int32)
+    cut = rows["attention_mask"][:, -1] == 1
+    ids = (rows["input_ids"] * rows["attention_mask"])[:, :-1].astype(np.int32)
+    ids[cut, -1] = clip.eos_token_id
+    if cut.any():
+        LOGGER.warning(
+            "%d of %d texts are longer than the %d tokens that the text tower reads; the rest is "
+            "cut: %s",
+            cut.sum(),
+            len(texts),
+            context_length,
+            _short(texts[int(cut.argmax())]),
+        )
+    return ids
 
 
 def save_tokenizer(tokenizer: str | Path, folder: Path) -> None:
@@ -117,18 +186,13 @@ def embed(
     if len(tokens) != shape[0] * shape[1]:
         raise ValueError(f"{len(tokens)} texts are not {shape[0]} classes × {shape[1]} templates")
     graphdef, state = nnx.split(tower)
-
-    @jax.jit
-    def run(state, tokens):
-        raw = nnx.merge(graphdef, state)(tokens)
-        return raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
-
-    # batches of one size, so that one compile serves all
-    batch = min(batch, len(tokens))
+    # batches of few sizes, so that few compiles serve all word lists
+    batch = min(batch, next((size for size in SIZES if size >= len(tokens)), batch))
     padded = np.concatenate([tokens, np.repeat(tokens[-1:], -len(tokens) % batch, axis=0)])
     # done once: worth full precision, and the same on every accelerator
     with jax.default_matmul_precision("highest"):
-        rows = [np.asarray(run(state, padded[i : i + batch])) for i in range(0, len(padded), batch)]
+        parts = (padded[i : i + batch] for i in range(0, len(padded), batch))
+        rows = [np.asarray(_unit_rows(graphdef, state, part)) for part in parts]
     embeddings = np.concatenate(rows)[: len(tokens)]
     if not np.isfinite(embeddings).all():
         raise ValueError(
@@ -137,6 +201,12 @@ def embed(
             f"{tokens.max()}"
         )
     return embeddings.reshape(*shape, -1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _unit_rows(graphdef, state, tokens):
+    raw = nnx.merge(graphdef, state)(tokens)
+    return raw / jnp.linalg.norm(raw, axis=-1, keepdims=True)
 
 
 def vocabulary_hash(names: Sequence[str], templates: Sequence[str], text_fingerprint: str) -> str:
@@ -171,22 +241,25 @@ def cached(
 
 
 def read_embeddings(
-    path: str | Path, *, classes: int, templates: int, width: int
+    path: str | Path, *, classes: int, templates: int, width: int, first: bool = False
 ) -> Float[np.ndarray, "k n c"]:
     """Read a vocabulary that was embedded elsewhere, and bring it to unit length.
 
     Args:
         path: .npy file, [k, n, c] or, for one template, [k, c]; any float type, any length.
+        first: take the first of the file's templates, however many they are.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not an array file, another shape or type, values that are zero or not finite.
     """
-    array = _read(Path(path), (classes, templates, width))
+    array = _read(Path(path), (classes, templates, width), first=first)
     return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 
-def _read(path: Path, wanted: tuple[int, int, int]) -> Float[np.ndarray, "k n c"]:
+def _read(
+    path: Path, wanted: tuple[int, int, int], *, first: bool = False
+) -> Float[np.ndarray, "k n c"]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; wanted a .npy file of text embeddings")
     try:
@@ -196,6 +269,8 @@ def _read(path: Path, wanted: tuple[int, int, int]) -> Float[np.ndarray, "k n c"
     if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(f"{path} holds {kind}, wanted floating point")
+    if first and array.ndim == 3:
+        array = array[:, :1]
     if array.shape != wanted and (wanted[1] != 1 or array.shape != (wanted[0], wanted[2])):
         raise ValueError(
             f"{path} is {list(array.shape)}, wanted {list(wanted)}: classes, templates and the "

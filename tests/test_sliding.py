@@ -86,11 +86,12 @@ def test_photos_of_any_size_share_batches():
         batches.append(batch.shape)
         return predict(batch)
 
-    options = {"window": 32, "stride": 24, "seen_offset": 0.1}
+    options = {"window": 32, "stride": 24}
     results = sliding.evaluate(
         counted,
         examples(sizes),
         VOCABULARY,
+        OFFSET,
         total=len(sizes),
         batch_size=4,
         on_photo=lambda number, example, maps: found.update({number: maps}),

@@ -5,11 +5,13 @@ and read here as JSON, and compared here.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pydantic
+from jaxtyping import Float
 
 from otseg_jax import settings
 from otseg_jax.data import regimes
@@ -78,6 +80,32 @@ class Spec:
         """Its classes as data sets describe theirs."""
         return Vocabulary(self.classes, self.unseen, self.palette)
 
+    @property
+    def labelled(self) -> frozenset[str]:
+        """Names of the classes that were trained with labels."""
+        vocabulary = self.vocabulary
+        ids = range(len(vocabulary)) if self.regime == "supervised" else vocabulary.seen
+        return frozenset(self.classes[k] for k in ids)
+
+    def knows(self, names: Sequence[str]) -> bool:
+        """Whether names are those of its classes, in any order; others are a foreign vocabulary."""
+        return set(names) == set(self.classes)
+
+    def offsets(self, names: Sequence[str], asked: float | None = None) -> Float[np.ndarray, " k"]:
+        """What is subtracted from the scores of classes: an offset of names trained with labels.
+
+        Args:
+            asked: the offset; None: as trained, and none for a foreign vocabulary.
+
+        Differs: the original's configurations across data sets subtract it from every class, which
+            changes no prediction.
+        """
+        offset = asked
+        if offset is None:
+            offset = self.seen_offset if self.knows(names) else 0.0
+        labelled = self.labelled
+        return np.array([offset * (name in labelled) for name in names], np.float32)
+
 
 def describe(options: Settings, vocabulary: Vocabulary) -> Spec:
     """What settings say of the model that they train; fingerprints come from its CLIP and text."""
@@ -108,7 +136,8 @@ def adopt(options: Settings, spec: Spec) -> Settings:
     Every change is announced.
     """
     data = replace(options.data, crop=spec.window, mean=spec.mean, std=spec.std)
-    adopted = replace(options, regime=spec.regime, model=spec.model, data=data)
+    text = replace(options.text, templates=spec.templates)
+    adopted = replace(options, regime=spec.regime, model=spec.model, data=data, text=text)
     asked = settings.leaves(options)
     for name, value in settings.leaves(adopted).items():
         if value != asked[name]:

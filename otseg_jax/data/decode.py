@@ -7,6 +7,7 @@ one table, the `Coding`, turns all of them into class ids and `IGNORE`.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
@@ -83,6 +84,66 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     return _decode(path, _upright)
 
 
+def rgb(photo: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo in memory as RGB: Pillow's image, or an array of bytes, grey, RGB or RGBA.
+
+    Alpha is dropped.
+
+    Raises:
+        ValueError: another type, shape or range, with the expression that mends it.
+    """
+    if isinstance(photo, Image.Image):
+        try:
+            _check_size(photo)
+            return np.array(_upright(photo))
+        except Exception as error:  # a lazy image is decoded only now
+            raise ValueError(f"the photo cannot be used: {error}") from error
+    if not hasattr(photo, "__array__"):
+        one = ": one at a time, [segmenter(photo) for photo in photos]" * isinstance(
+            photo, list | tuple
+        )
+        raise ValueError(
+            f"the photo is a {type(photo).__name__}{one}; wanted a path, an image of Pillow, or an "
+            "array uint8[height, width, 3]"
+        )
+    array = np.asarray(photo)
+    if mend := _mend(array):
+        got = f"{array.dtype}{list(array.shape)}"
+        raise ValueError(f"the photo is {got}, wanted uint8[height, width, 3]: {mend}")
+    if array.ndim == 2 or array.shape[2] == 1:
+        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _mend(array: np.ndarray) -> str:
+    """What to do about an array that is no photo, "" about one that is."""
+    if array.ndim == 4:
+        return "give one photo at a time, photo[0] and so on"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            return "its channels come first; give photo.transpose(1, 2, 0)"
+        return "give height, width and 1, 3 or 4 channels"
+    if array.size == 0:
+        return "it has no pixel"
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        return f"more than the {MAX_PIXELS:,} pixels that are taken; give a smaller copy"
+    if array.dtype == np.uint8:
+        return ""
+    if array.dtype.kind not in "fiu":
+        return "give one byte a channel, 0..255"
+    low, high = float(array.min()), float(array.max())
+    if not 0 <= low <= high < np.inf:
+        return f"its values are {low:g}..{high:g}; give it as it was before it was normalised"
+    if array.dtype.kind == "f" and high <= 1:
+        return "its values are in 0..1; give (photo * 255).round().astype(np.uint8)"
+    if high <= 255:
+        return "give photo.astype(np.uint8)"
+    if array.dtype == np.uint16:
+        return "give (photo // 257).astype(np.uint8)"
+    return f"its values reach {high:g}; give them in 0..255 as np.uint8"
+
+
 def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     """Decode a mask and turn its values into class ids and `IGNORE`.
 
@@ -117,11 +178,16 @@ def _coding(
     return Coding(table, f"{wanted} or {free}", hint)
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{size}, more than the {MAX_PIXELS:,} that are decoded")
+
+
+def _upright(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
-    ImageOps.exif_transpose(image, in_place=True)
-    return image.convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _one_channel(image: ImageFile.ImageFile, coding: Coding) -> Image.Image:
@@ -145,9 +211,7 @@ def _decode(path: Path, prepare: Callable[[ImageFile.ImageFile], Image.Image]) -
     try:
         with Image.open(path) as image:
             # Opening reads the header alone: this comes before any memory is taken.
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise ValueError(f"{size}, more than the {MAX_PIXELS:,} that are decoded")
+            _check_size(image)
             return np.array(prepare(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None

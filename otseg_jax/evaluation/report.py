@@ -6,6 +6,7 @@ The classes are those of the data set that is evaluated; all of them compete for
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,26 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
     experiment = build.assemble(adopted, source.vocabulary)
     spec.check_same_model(found.spec, experiment.spec, where=found.where)
     weights = found.restore(experiment.trainable)
-    if found.spec.classes != source.vocabulary.names:
-        _print_overlap(found.spec, source.vocabulary)
+    if not found.spec.knows(source.vocabulary.names):
+        experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
     LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
-    report(experiment, source, weights, workdir)
+    report(experiment, source, weights, workdir, trained=found.spec)
 
 
 def report(
-    experiment: Experiment, source: Split, weights: Any, workdir: Path
+    experiment: Experiment,
+    source: Split,
+    weights: Any,
+    workdir: Path,
+    *,
+    trained: Spec | None = None,
 ) -> dict[str, metrics.Summary]:
     """Evaluate trained weights; print and return the summary per output, write it and pictures.
 
     Args:
         workdir: gets `results.json`, `predictions.png` and, on request, label maps as PNGs in
             `predictions/<output>/`.
+        trained: as in `evaluate_split`.
     """
     vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
 
@@ -71,7 +78,9 @@ def report(
                 figures.label_png(path, prediction, vocabulary.palette)
 
     images = experiment.settings.eval.images
-    results = evaluate_split(experiment, source, weights, images=images, on_photo=on_photo)
+    results = evaluate_split(
+        experiment, source, weights, images=images, on_photo=on_photo, trained=trained
+    )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         metrics.write_json(workdir / RESULTS, results)
@@ -89,12 +98,14 @@ def evaluate_split(
     *,
     images: int = 0,
     on_photo: sliding.OnPhoto | None = None,
+    trained: Spec | None = None,
 ) -> dict[str, metrics.Summary]:
     """Evaluate trained weights on a split: a summary per output.
 
     Args:
         images: at most so many, evenly spaced over the split; 0 for all.
         on_photo: as in `sliding.evaluate`.
+        trained: what the weights were trained as, where that is not this experiment.
     """
     options, data = experiment.settings, experiment.settings.data
     predict = sliding.make_predict(
@@ -120,20 +131,21 @@ def evaluate_split(
         predict,
         examples,
         experiment.vocabulary,
+        (trained or experiment.spec).offsets(experiment.vocabulary.names, options.eval.seen_offset),
         total=-(-len(source) // every),
         window=data.crop,
         stride=options.eval.stride,
         batch_size=options.eval.batch_size,
-        seen_offset=experiment.spec.seen_offset,
         on_photo=on_photo,
     )
 
 
-def _print_overlap(trained_on: Spec, vocabulary: Vocabulary) -> None:
-    """A class of the same name was trained on (or not) under that name: not zero-shot in full."""
-    seen = {name for k, name in enumerate(trained_on.classes) if k not in trained_on.unseen}
-    shared = [name for name in vocabulary.names if name in seen]
+def _resplit(trained: Spec, vocabulary: Vocabulary) -> Vocabulary:
+    """A foreign vocabulary whose unseen classes are those not trained with labels, by name."""
+    shared = [name for name in vocabulary.names if name in trained.labelled]
     tqdm.write(
         f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that "
         f"was trained with labels: {', '.join(shared) or 'none'}"
     )
+    unseen = tuple(k for k, name in enumerate(vocabulary.names) if name not in shared)
+    return replace(vocabulary, unseen=unseen)

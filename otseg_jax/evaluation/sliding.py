@@ -2,7 +2,7 @@
 
 photo f32[h, w, 3] → windows f32[n, s, s, 3] → logits on the patch grid f32[n, k, h/p, w/p], in
 batches of one fixed size that hold windows of several photos → scores stitched on a canvas
-f32[k, h, w] → original size, argmax → label map i16[H, W] → confusion counts i64[k, k].
+f32[k, h, w] → original size, argmax → label map i32[H, W] → confusion counts i64[k, k].
 `window` (the side of a window) and `stride` are pixels; `batch_size` counts windows that are
 predicted together: the last batch is filled up, so that one shape compiles.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int16
+from jaxtyping import Array, Float, Int, Int32
 from tqdm import tqdm
 
 from otseg_jax import sharding
@@ -91,17 +91,32 @@ def scores(
 
     Source: OTSeg (arXiv 2403.14183), sliding.
     """
-    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
-    stitched = windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
+    stitched = _on_canvas(logits, origins, weights, offset, window, canvas)
     return windows.resize(stitched, size, output_size, height=output[0], width=output[1])
+
+
+def _on_canvas(logits, origins, weights, offset, window, canvas) -> Array:
+    found = jax.nn.sigmoid(upsample(logits, (window, window))) - offset[None, :, None, None]
+    return windows.stitch(found, origins, weights, height=canvas[0], width=canvas[1])
 
 
 _score_map = jax.jit(scores, static_argnames=("window", "canvas", "output"))
 
 
 @partial(jax.jit, static_argnames=("window", "canvas", "output"))
-def _label_map(*arrays: Array, **sizes: Any) -> Int16[Array, "H W"]:
-    return jnp.argmax(scores(*arrays, **sizes), axis=0).astype(jnp.int16)
+def _label_map(
+    logits, origins, weights, offset, size, output_size, *, window, canvas, output
+) -> Int32[Array, "H W"]:
+    """The best class of `scores`, a band of rows at a time: a photo may have many more pixels."""
+    stitched = _on_canvas(logits, origins, weights, offset, window, canvas)
+
+    def band(top: Array) -> Array:
+        shape = {"height": windows.BUCKET, "width": output[1], "top": top}
+        best = jnp.argmax(windows.resize(stitched, size, output_size, **shape), axis=0)
+        return best.astype(jnp.int32)
+
+    tops = jnp.arange(0, output[0], windows.BUCKET, dtype=jnp.int32)
+    return jax.lax.map(band, tops).reshape(output)
 
 
 def photo_scores(
@@ -114,10 +129,27 @@ def photo_scores(
     stride: int,
     batch_size: int,
 ) -> dict[str, Float[np.ndarray, "k H W"]]:
-    """Scores, less `offset`, of one normalised photo in `size` by every output, as in `scores`."""
-    example = {"image": image, "label": np.zeros(size, np.int16)}
-    (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
+    """Scores, less `offset`, of one normalised photo in `size` by every output, as in `scores`.
+
+    Of few windows the batch is smaller: the next power of two.
+    """
+    photo = _one(predict, image, size, window, stride, batch_size)
     return _stitched(_score_map, photo, offset, window, stride)
+
+
+def photo_labels(
+    predict: Predict,
+    image: Float[np.ndarray, "h w 3"],
+    offset: Float[np.ndarray, " k"],
+    *,
+    size: tuple[int, int],
+    window: int,
+    stride: int,
+    batch_size: int,
+) -> dict[str, Int32[np.ndarray, "H W"]]:
+    """The class of the best of `photo_scores` at every pixel; the scores stay on the device."""
+    photo = _one(predict, image, size, window, stride, batch_size)
+    return _stitched(_label_map, photo, offset, window, stride)
 
 
 @dataclass
@@ -134,24 +166,22 @@ def evaluate(
     predict: Predict,
     examples: Iterator[Mapping[str, Any]],
     vocabulary: Vocabulary,
+    offset: Float[np.ndarray, " k"],
     *,
     total: int,
     window: int,
     stride: int,
     batch_size: int,
-    seen_offset: float,
     on_photo: OnPhoto | None = None,
 ) -> dict[str, metrics.Summary]:
     """Segment every example and compare with its label.
 
     Args:
         examples: {"image": f32[h, w, 3] normalised, "label": i16[H, W], "name": str}.
+        offset: subtracted from the scores of each class, in [0, 1].
         total: number of examples, for the progress bar.
-        seen_offset: subtracted from the scores of seen classes, in [0, 1].
-        on_photo: called with (number, example, {output: label map i16[H, W]}) for each photo.
+        on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
     """
-    offset = np.zeros(len(vocabulary), np.float32)
-    offset[list(vocabulary.seen)] = seen_offset
     counts: dict[str, np.ndarray] = {}
     # every process predicts every window (the batch is split over all devices) and stitches a share
     process, processes = jax.process_index(), jax.process_count()
@@ -173,6 +203,14 @@ def evaluate(
         name: metrics.summary(found, vocabulary.names, vocabulary.unseen)
         for name, found in _sum_over_processes(counts).items()
     }
+
+
+def _one(predict, image, size, window, stride, batch_size) -> _Photo:
+    count = len(windows.grid(*image.shape[:2], window=window, stride=stride))
+    batch_size = min(batch_size, 1 << (count - 1).bit_length())
+    example = {"image": image, "label": np.zeros(size, np.int16)}
+    (photo,) = _predicted(predict, iter([example]), window, stride, batch_size)
+    return photo
 
 
 def _predicted(

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
+BUCKET = 128  # pixels that sides are rounded up to
+
 
 def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarray, "n 2"]:
     """Place square windows, row by row, so that every pixel is covered.
@@ -110,6 +112,7 @@ def resize(
     *,
     height: int,
     width: int,
+    top: int | Int32[Array, ""] = 0,
 ) -> Float[Array, "k {height} {width}"]:
     """Resize the image that lies in a canvas, bilinearly, to another size in another canvas.
 
@@ -121,21 +124,22 @@ def resize(
         output_size: true (height, width) in the output canvas; values outside are unspecified.
         height: of the output canvas; static, like `width`. A side of the input times one of the
             output must stay below 2^30 (32,768 × 32,768).
+        top: the output row that the result begins with, so that a band of rows can be had alone.
 
     Source: `F.interpolate(mode="bilinear", align_corners=False)` of the reference.
     """
     canvas = canvas.astype(jnp.float32)
-    top, bottom, down = _taps(height, size[0], output_size[0])
-    left, right, across = _taps(width, size[1], output_size[1])
+    upper, lower, down = _taps(top, height, size[0], output_size[0])
+    left, right, across = _taps(0, width, size[1], output_size[1])
     down, across = down[None, :, None], across[None, None, :]
     # Should a true size exceed the canvas, which `jit` cannot know, the edge is repeated: the
     # default mode would return NaN there.
     take = partial(jnp.take, mode="clip")
-    rows = take(canvas, top, axis=1) * (1.0 - down) + take(canvas, bottom, axis=1) * down
+    rows = take(canvas, upper, axis=1) * (1.0 - down) + take(canvas, lower, axis=1) * down
     return take(rows, left, axis=2) * (1.0 - across) + take(rows, right, axis=2) * across
 
 
-def bucket(size: int, multiple: int = 128) -> int:
+def bucket(size: int, multiple: int = BUCKET) -> int:
     """Round a side up to a multiple, so that images of many sizes share few compiled shapes.
 
     Raises:
@@ -155,14 +159,16 @@ def _add_at(canvas: Array, patch: Array, start: tuple) -> Array:
     return jax.lax.dynamic_update_slice(canvas, old + patch, start)
 
 
-def _taps(length: int, size: Array, output_size: Array) -> tuple[Array, Array, Array]:
-    """The two source indices of each output pixel and the weight of the second.
+def _taps(
+    start: int | Array, length: int, size: Array, output_size: Array
+) -> tuple[Array, Array, Array]:
+    """The two source indices of each output pixel from `start` on, and the weight of the second.
 
     Source coordinate (i + ½)·size/output − ½ = ((2i + 1)·size − output) / (2·output), kept as
     an exact fraction of integers: in float32 it would lose four digits at the far edge.
     """
     # Pixels past the true output repeat its last one: no product overflows, no tap leaves `size`.
-    index = jnp.minimum(jnp.arange(length, dtype=jnp.int32), output_size - 1)
+    index = jnp.minimum(start + jnp.arange(length, dtype=jnp.int32), output_size - 1)
     numerator, denominator = (2 * index + 1) * size - output_size, 2 * output_size
     floor = numerator // denominator
     fraction = (numerator - floor * denominator) / denominator

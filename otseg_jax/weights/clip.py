@@ -84,7 +84,9 @@ class Clip:
         texts, shape = text.fill(classes, templates), (len(classes), len(templates))
 
         def make() -> np.ndarray:
-            return text.embed(self.build_text(), self.tokenise(texts), shape=shape)
+            tower, tokens = self.build_text(), self.tokenise(texts)
+            text.warn_of_twins(classes, tokens)
+            return text.embed(tower, tokens, shape=shape)
 
         if not cache:
             return make()
