@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{}", name) for name in names for template in templates]
 
 
-def check_words(words: Iterable[str]) -> tuple[str, ...]:
+def check_words(words: Any) -> tuple[str, ...]:
     """Class names as a person gave them, blanks at their ends taken off.
 
     Raises:

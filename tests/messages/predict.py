@@ -1,0 +1,139 @@
+"""Rows: a model that is loaded, photos and words that it is given."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import small
+from PIL import Image
+
+import otseg_jax
+from messages import Row
+from otseg_jax import text
+from otseg_jax.build import assemble
+from otseg_jax.checkpoints import pretrained
+from otseg_jax.checkpoints.spec import Origin
+from otseg_jax.data.classes import VOCABULARIES
+from otseg_jax.predict import Segmenter
+from otseg_jax.weights import clip, names
+
+
+@functools.cache
+def segmenter() -> Segmenter:
+    """An untrained model of the shapes' classes."""
+    options = small.settings()
+    parts = assemble(options, VOCABULARIES["shapes"])
+    drawn = clip.draw(options.clip.random, image_size=options.data.crop, seed=options.seed)
+    model = pretrained.Model(
+        clip=drawn,
+        origin=Origin(name="drawn", format="random"),
+        spec=parts.spec,
+        trained={n: np.asarray(leaf) for n, leaf in names.flatten(parts.trainable).items()},
+        embeddings=np.asarray(parts.text),
+    )
+    return Segmenter(model)
+
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def photo(typed: str, make, line: str) -> Row:
+    """A photo that is refused; `make` gets the folder."""
+    return Row(f"segmenter({typed})", lambda folder: segmenter()(make(folder)), line)
+
+
+def words(given, line: str, *, refused: bool = True) -> Row:
+    """Class names; those that are refused never reach the model."""
+    typed = repr(given) if len(repr(given)) < 60 else f"{repr(given)[:50]}…"
+    act = text.check_words if refused else (lambda names: segmenter().embed(names))
+    return Row(f"class_names={typed}", lambda _: act(given), line, refused=refused)
+
+
+def load(typed: str, make, line: str, **options) -> Row:
+    """What is loaded; `make` puts it into the folder and gives its name."""
+    return Row(f"load({typed})", lambda folder: otseg_jax.load(make(folder), **options), line)
+
+
+def written(folder: Path, content: bytes) -> Path:
+    (folder / "photo.jpg").write_bytes(content)
+    return folder / "photo.jpg"
+
+
+def bomb(folder: Path) -> Path:
+    """A file of some kilobytes that declares 100 million pixels."""
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
+    return folder / "bomb.png"
+
+
+def inside_a_run(folder: Path) -> Path:
+    (folder / "run/checkpoints/2").mkdir(parents=True)
+    return folder / "run/checkpoints/2"
+
+
+def file_of_a_model(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({"format": "otseg_jax"}))
+    return folder / "config.json"
+
+
+def nothing(folder: Path) -> str:
+    return str(folder / "none")
+
+
+def model(_: Path) -> str:
+    return "shapes-clip"
+
+
+ROWS = [
+    photo("'none.jpg'", lambda _: "none.jpg", r"none\.jpg: no such file"),
+    photo("'~/none.jpg'", lambda _: "~/none.jpg", rf"^{Path.home()}/none\.jpg: no such file"),
+    photo("a file that is no photo", lambda f: written(f, b"no"), r"photo\.jpg cannot be used"),
+    photo("a folder", lambda folder: folder, r"cannot be used: .*directory"),
+    photo("a bomb", bomb, r"10000 x 10000 pixels, more than the 80,000,000"),
+    photo("floats in 0..1", lambda _: PHOTO / 255, r"float64\[20, 30, 3\].*\(photo \* 255\)"),
+    photo("floats in 0..255", lambda _: PHOTO * 1.0, r"give photo\.astype\(np\.uint8\)"),
+    photo("integers", lambda _: PHOTO.astype(int), r"give photo\.astype\(np\.uint8\)"),
+    photo("16 bits", lambda _: PHOTO.astype(np.uint16) * 257, r"give \(photo // 257\)"),
+    photo("normalised", lambda _: PHOTO - 120.0, r"as it was before it was normalised"),
+    photo("NaN", lambda _: PHOTO * np.nan, r"its values are nan"),
+    photo("a batch", lambda _: PHOTO[None], r"uint8\[1, 20, 30, 3\].* photo\[0\]"),
+    photo("channels first", lambda _: PHOTO.transpose(2, 0, 1), r"photo\.transpose\(1, 2, 0\)"),
+    photo("two channels", lambda _: PHOTO[..., :2], r"and 1, 3 or 4 channels"),
+    photo("a list", lambda _: [PHOTO, PHOTO], r"one at a time, \[segmenter\(photo\) for"),
+    photo("None", lambda _: None, r"a NoneType; wanted a path"),
+    photo("no row", lambda _: PHOTO[:0], r"uint8\[0, 30, 3\].* it has no pixel"),
+    photo("a mask of booleans", lambda _: PHOTO > 9, r"bool\[20, 30, 3\].* one byte a channel"),
+    photo("a 16-bit image", lambda _: Image.new("I;16", (9, 9)), r"more than 8 bits a channel"),
+    words("sky", r"'sky' is one text: give a list, \['sky'\]"),
+    words("red disc, sky\n", r"give a list, \['red disc', 'sky'\]"),
+    words([], r"class_names is empty"),
+    words(["sky", " "], r"class_names\[1\] is blank"),
+    words([1, 2], r"class_names\[0\] is 1, wanted text; class_names\[1\] is 2"),
+    words(["sky", None], r"class_names\[1\] is None"),
+    words({"sky"}, r"is a set: give a list"),
+    words(7, r"is a int: give a list"),
+    words(["sky", "cat", "sky "], r"class_names\[2\] repeats class_names\[0\], 'sky'"),
+    words(["sky,", "cat"], r"class_names\[0\] is 'sky,': give one name"),
+    words(["sky\ncat"], r"class_names\[0\] is 'sky\\ncat': give one name"),
+    words(["red " * 90 + "x", "cat"], r"2 of 4 texts are longer than the 77", refused=False),
+    words(["a " * 90 + "x", "a " * 90 + "y"], r"1 of 2 class names .*get no pixel", refused=False),
+    words(["Disc", "disc"], r"'disc' is the same tokens as 'Disc'", refused=False),
+    load("''", lambda _: "", r"load\(''\): wanted a model directory"),
+    load("'~/none'", lambda _: "~/none", r"'~/none' is no folder"),
+    load("a name with a typo", nothing, r"none' is no folder"),
+    load("an empty folder", lambda folder: folder, r"is an empty folder"),
+    load("a CLIP", model, r"a CLIP alone.* --config\.clip\.source=shapes-clip --workdir"),
+    load("a step of a run", inside_a_run, r"is a part of .*/run: give that, load\('.*/run'\)"),
+    load("a file of a model", file_of_a_model, r"config\.json is a part of"),
+    load("dtype='fp32'", nothing, r"dtype='fp32': choose float32 or bfloat16", dtype="fp32"),
+    load("dtype='float16'", nothing, r"dtype='float16': choose", dtype="float16"),
+    load("batch_size=0", nothing, r"batch_size=0: wanted a whole number", batch_size=0),
+    load(
+        "seen_offset=5", nothing, r"seen_offset=5\.0: wanted a number in \[0, 1\]", seen_offset=5.0
+    ),
+    Row(
+        "method='zegclip' of an OTSeg",
+        lambda _: segmenter().scores(segmenter().prepare(PHOTO), method="zegclip"),
+        r"method='zegclip': this model has otseg",
+    ),
+]
