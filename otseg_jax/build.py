@@ -169,7 +169,7 @@ def embed(
         embeddings = text.read_embeddings(
             options.text.embeddings,
             classes=len(described.classes),
-            templates=len(described.templates),
+            templates=1 if options.model.one_prompt else len(options.text.templates),
             width=loaded.vision_config.embed_dim,
             first=options.model.one_prompt,
         )
