@@ -24,7 +24,7 @@ from otseg_jax import settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
-from otseg_jax.data import classes, folders, pipeline, regimes, shapes, transforms
+from otseg_jax.data import classes, folders, inspect, pipeline, regimes, shapes, transforms
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg
 from otseg_jax.settings import Settings
@@ -70,7 +70,9 @@ def open_split(options: Settings, split: str) -> Split:
         raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
     if data.dataset in shapes.WORDS:
         size, words = data.images[split], data.dataset
-        return shapes.Shapes(split, size=size, image_size=data.crop, seed=options.seed, words=words)
+        # whatever the seed, a run is judged by the same pictures
+        seed = options.seed if split == "train" else 0
+        return shapes.Shapes(split, size=size, image_size=data.crop, seed=seed, words=words)
     if not data.root:
         raise ValueError(
             f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"
@@ -78,6 +80,30 @@ def open_split(options: Settings, split: str) -> Split:
     return folders.index(
         data.dataset, data.root, split, augmented=data.augmented, raw_ids=data.raw_ids
     )
+
+
+def check_labels(options: Settings, *, train: Split | None, val: Split) -> None:
+    """Look at some masks before the work, and tell once what looks like a mistake.
+
+    Raises:
+        ValueError: masks that cannot be read, or that there is nothing to learn from.
+    """
+    if jax.process_index():
+        return
+    problems = []
+    for name, split in (("train", train), ("val", val)):
+        if split is None:
+            continue
+        known, regime = split.vocabulary, None
+        if split is train:
+            unseen = known.unseen
+            regime = regimes.resolve(options.regime, num_classes=len(known), unseen=unseen)
+        found = inspect.inspect(split, regime)
+        problems += [f"{name}: {problem}" for problem in found.problems]
+        for doubt in found.doubts:
+            LOGGER.warning("%s: %s", name, doubt)
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def train_batches(options: Settings, split: Split, start: int) -> Iterator[dict[str, np.ndarray]]:

@@ -72,7 +72,7 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
-        self._scores: dict[int, float | None] = {}
+        self._scores: dict[int, tuple[int | None, float] | None] = {}
         self._unreadable: set[int] = set()
         for step in self._manager.all_steps():
             try:
@@ -115,7 +115,10 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the highest metric (the newest of equals), or None where none has it."""
+        """The step with the highest metric (the newest of equals), or None where none has it.
+
+        Compared are those that were judged by as many images as the newest (`metrics["images"]`).
+        """
         return self._best(self.steps())
 
     def save(
@@ -233,12 +236,18 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         return self._read(step, "meta", ocp.args.JsonRestore())
 
-    def _score(self, record: Mapping[str, Any]) -> float | None:
-        return (record["metrics"] or {}).get(self._metric)
+    def _score(self, record: Mapping[str, Any]) -> tuple[int | None, float] | None:
+        """How many images a step was judged by, and its metric."""
+        metrics = record["metrics"] or {}
+        value = metrics.get(self._metric)
+        return None if value is None else (metrics.get("images"), value)
 
     def _best(self, steps: Iterable[int]) -> int | None:
-        scored = [(s, step) for step in steps if (s := self._scores.get(step)) is not None]
-        return max(scored)[1] if scored else None
+        scored = {step: score for step in steps if (score := self._scores.get(step)) is not None}
+        if not scored:
+            return None
+        images, _ = scored[max(scored)]
+        return max((value, step) for step, (n, value) in scored.items() if n == images)[1]
 
     def _kept(self, steps: Collection[int]) -> set[int | None]:
         # unreadable ones are kept too: damage is for a person to look at, not a reason to delete

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from otseg_jax.data import lists
+
 IGNORE = -1
 """The label of a pixel that belongs to no class: negative, so that it is the id of none."""
 
 HEADER = ["name", "split", "colour"]
+SPLITS = ("seen", "unseen", "ignore")
 MOST_CLASSES = 2**15
 """Size of the largest vocabulary: an int16 holds the ids 0..32,767 besides negative markers."""
 
@@ -73,47 +76,101 @@ class Vocabulary:
         return tuple(k for k in range(len(self.names)) if k not in unseen)
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a file of classes says: the vocabulary, and how masks write it.
+
+    Line k below the header is about the value k of a mask: a class, or no class ("ignore"), in
+    which case the classes after it move up. `colours` has one for each value, or none at all.
+    """
+
+    vocabulary: Vocabulary
+    ignored: tuple[int, ...] = ()
+    colours: tuple[tuple[int, int, int], ...] = field(default=(), repr=False)
+
+
 def read(path: Path, *, exact: bool = False) -> Vocabulary:
+    """The classes of a file; as `read_listing`."""
+    return read_listing(path, exact=exact).vocabulary
+
+
+def read_listing(path: Path, *, exact: bool = False) -> Listing:
     """Read a list of classes: a CSV file with one class per line, in id order.
 
     Args:
-        path: UTF-8 text under the header `name,split` or `name,split,colour`, split being seen or
-            unseen, colour six hexadecimal digits, red first.
+        path: text under the header `name,split` or `name,split,colour`, split being seen, unseen or
+            ignore, colour six hexadecimal digits, red first; or with semicolons or tabs.
         exact: keep blanks at the ends of names.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another header, a line that is not understood, repeated names or too many.
     """
-    try:
-        # Spreadsheets begin UTF-8 files with a byte order mark: utf-8-sig drops it.
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8: {error}") from error
-    strip = (lambda cell: cell) if exact else str.strip
-    lines = [(i, [*map(strip, row)]) for i, row in enumerate(rows, 1) if any(row)]
-    header = lines[0][1] if lines else []
-    problems = []
+    header, lines = _cells(path, exact)
+    end = ",RRGGBB" * (len(header) == len(HEADER))
+    wanted = f"NAME,seen{end} or NAME,unseen{end}"
     if header not in (HEADER, HEADER[:2]):
-        problems.append("the first line must be: name,split (or name,split,colour)")
-    for i, cells in lines[1:]:
+        wrong = "the first line must be: name,split (or name,split,colour)"
+        raise ValueError(f"{path}: {wrong}, not {','.join(header)!r}")
+    problems = []
+    if all(cells[1:2] == ["ignore"] for _, cells in lines):
+        problems.append(f"no class below the header: write one line each, {wanted}")
+    for i, cells in lines:
         name, split, *colour = cells if len(cells) > 1 else ("", "")
         fits = len(cells) == len(header) and all(re.fullmatch("[0-9a-fA-F]{6}", c) for c in colour)
-        if not fits or not name or split not in ("seen", "unseen"):
-            problems.append(f"line {i} is {','.join(cells)!r}, wanted NAME,seen or NAME,unseen")
+        # "# cat,seen" is a class that somebody took out
+        if not fits or not name or name.startswith("#") or split not in SPLITS:
+            problems.append(f"line {i} is {','.join(cells)!r}, wanted {wanted}")
+    classes = [cells for _, cells in lines if cells[1:2] != ["ignore"]]
+    if not exact and not problems:
+        # the text tower reads names in lower case, so that both would be one class to it
+        spelt = Counter(_spelt(cells[0]) for cells in classes)
+        if alike := {cells[0]: 0 for cells in classes if spelt[_spelt(cells[0])] > 1}:
+            problems.append(f"names repeat, capitals and blanks aside: {lists.some([*alike])}")
     if problems:
         more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
         raise ValueError(f"{path}: " + "; ".join(problems[:5] + more))
-    classes = [cells for _, cells in lines[1:]]
-    colours = (tuple(bytes.fromhex(cells[2])) for cells in classes if len(cells) > 2)
+    ignored = tuple(k for k, (_, cells) in enumerate(lines) if cells[1] == "ignore")
+    hexadecimal = (bytes.fromhex(cells[2]) for _, cells in lines if len(cells) > 2)
+    colours = [(red, green, blue) for red, green, blue in hexadecimal]
     try:
-        return Vocabulary(
+        vocabulary = Vocabulary(
             names=tuple(cells[0] for cells in classes),
             unseen=tuple(k for k, cells in enumerate(classes) if cells[1] == "unseen"),
-            palette=tuple((red, green, blue) for red, green, blue in colours),
+            palette=tuple(c for k, c in enumerate(colours) if k not in ignored),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return Listing(vocabulary, ignored, tuple(colours))
+
+
+def _cells(path: Path, exact: bool) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and the number and the cells of every line below it."""
+    lines = lists.read_text(path).splitlines()
+    first = next(filter(str.strip, lines), "")
+    # Excel writes semicolons where a comma is in decimal numbers, and may say so in a first line.
+    delimiter = max(",;\t", key=first.count)
+    try:
+        rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file: {error}") from error
+    if first.strip().lower() == f"sep={delimiter}":
+        rows[lines.index(first)] = []
+    strip = (lambda cell: cell) if exact else str.strip
+    cells = [(i, [*map(strip, row)]) for i, row in enumerate(rows, 1) if any(map(str.strip, row))]
+    header = [cell.lower() for cell in cells[0][1]] if cells else []
+    while header and not header[-1]:  # a comma at the end of every line
+        header.pop()
+    below = []
+    for i, row in cells[1:]:
+        while len(row) > len(header) and not row[-1]:
+            row.pop()
+        below.append((i, [*row[:1], *map(str.lower, row[1:])]))
+    return header, below
+
+
+def _spelt(name: str) -> str:
+    return " ".join(name.lower().split())
 
 
 def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:

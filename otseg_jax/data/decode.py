@@ -1,77 +1,32 @@
-"""Decode one photo or one mask, refusing what would be misread.
+"""Decode one photo or one mask, refusing what would be misread."""
 
-The values of mask files differ by data set (0 may be background, ids may have gaps) and by depth;
-one table, the `Coding`, turns all of them into class ids and `IGNORE`.
-"""
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, Integer, UInt8
+from jaxtyping import Int16, UInt8, UInt16
 from PIL import Image, ImageFile, ImageOps
 
 from otseg_jax.data.classes import IGNORE
+from otseg_jax.data.codings import IGNORE_8_BIT, MEANINGLESS, Coding
+from otseg_jax.data.lists import some
 
 MAX_PIXELS = 80_000_000
 """Largest file that is decoded: a few bytes can declare a size that fills the memory."""
 
-IGNORE_8_BIT, IGNORE_16_BIT = 255, 65_535
-"""What files hold where a pixel belongs to no class; 16-bit ones also 255, if it is no class."""
-
-MEANINGLESS = -3
-"""Entry of a `Coding` for a value that means nothing (-2 is `regimes.HIDDEN`)."""
-
-COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Raw COCO-Stuff ids in 0..181 that no image uses; train ids close these gaps."""
-
-
-@dataclass(frozen=True, eq=False)
-class Coding:
-    """What the values of a mask file mean: class id, `IGNORE` or `MEANINGLESS`.
-
-    An error names the values that are `wanted`, and gives a `hint` what to do about others.
-    """
-
-    table: Int16[np.ndarray, "65536"]
-    wanted: str
-    hint: str
-
-
-def plain_coding(classes: int, *, hint: str) -> Coding:
-    """Values are class ids.
-
-    Example:
-        >>> plain_coding(3, hint="fix it").table[[0, 2, 3, 255, 65535]].tolist()
-        [0, 2, -3, -1, -1]
-    """
-    return _coding(np.arange(classes), f"0..{classes - 1}", hint)
-
-
-def reduced_coding(classes: int, *, zero: str, hint: str) -> Coding:
-    """Values are class ids plus one; 0 (`zero` in a word) is ignored.
-
-    Example:
-        >>> reduced_coding(3, zero="background", hint="fix it").table[[0, 1, 3, 4, 255]].tolist()
-        [-1, 0, 2, -3, -1]
-
-    Source: mmsegmentation `reduce_zero_label`.
-    """
-    return _coding(np.arange(1, classes + 1), f"0 ({zero}), 1..{classes}", hint, ignored=[0])
-
-
-def raw_coco_coding(*, hint: str) -> Coding:
-    """Values are raw COCO-Stuff ids, 0..181 with 11 gaps, for the 171 train ids.
-
-    Example:
-        >>> raw_coco_coding(hint="fix it").table[[0, 10, 11, 12, 181, 255]].tolist()
-        [0, 10, -3, 11, 170, -1]
-    """
-    gaps = ", ".join(map(str, COCO_GAPS))
-    raw = np.setdiff1d(np.arange(182), COCO_GAPS)
-    return _coding(raw, f"raw ids 0..181 but for {gaps},", hint)
+LOSSY = (
+    "JPEG changes values, and an id that is off by one is another class: make the masks again and "
+    "save them as PNG"
+)
+COLOURS = (
+    "Give classes.csv a third column `colour`, six hexadecimal digits for each class and a line "
+    "NAME,ignore,COLOUR for a colour of none: the masks are then read by it"
+)
+ONE_CHANNEL = (
+    'python -c "import sys; from PIL import Image; '
+    '[Image.open(p).getchannel(0).save(p) for p in sys.argv[1:]]" MASK.png …'
+)
 
 
 def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -147,15 +102,16 @@ def _mend(array: np.ndarray) -> str:
 def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     """Decode a mask and turn its values into class ids and `IGNORE`.
 
-    It is a PNG with one channel: 16-bit grey, or, where the coding leaves 255 free, 8-bit grey or
-    a palette, whose colours do not matter.
+    It is a PNG, TIFF or BMP with one channel: 16-bit grey, or, where the coding leaves 255 free,
+    8-bit grey or a palette, whose colours do not matter. Where the coding has colours, they are
+    read too.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as for a photo, or the file has colour channels, another depth or too few bits
-            for the coding, or holds values that mean nothing.
+        ValueError: as for a photo, or the file has been through JPEG, has channels that mean
+            nothing, another depth or too few bits for the coding, or values that mean nothing.
     """
-    values = _decode(path, lambda image: _one_channel(image, coding)).astype(np.uint16)
+    values = read_values(path, coding)
     ids = coding.table[values]
     if (meaningless := ids == MEANINGLESS).any():
         wrong = np.unique(values[meaningless]).tolist()
@@ -166,48 +122,101 @@ def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     return ids
 
 
-def _coding(
-    values: Integer[np.ndarray, " k"], wanted: str, hint: str, *, ignored: Iterable[int] = ()
-) -> Coding:
-    """Class k is written as `values[k]`."""
-    table = np.full(2**16, MEANINGLESS, np.int16)
-    table[[*ignored, IGNORE_8_BIT, IGNORE_16_BIT]] = IGNORE
-    # After the line above: where 255 is a class, it does not stand for `IGNORE`.
-    table[values] = np.arange(len(values))
-    free = IGNORE_8_BIT if table[IGNORE_8_BIT] == IGNORE else IGNORE_16_BIT
-    return Coding(table, f"{wanted} or {free}", hint)
+def read_values(path: Path, coding: Coding) -> UInt16[np.ndarray, "h w"]:
+    """Decode a mask to the values that a coding is about; errors as of `mask`."""
+
+    def prepare(image: ImageFile.ImageFile) -> np.ndarray | Image.Image:
+        _check_lossless(image)
+        if image.mode in ("RGB", "RGBA", "LA"):
+            return _from_colours(image, coding)
+        return _one_channel(image, coding)
+
+    return _decode(path, prepare).astype(np.uint16)
+
+
+class _Refused(ValueError):
+    """Our own refusal, which says what to do."""
 
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
-        raise ValueError(f"{size}, more than the {MAX_PIXELS:,} that are decoded")
+        raise _Refused(f"{size}, more than the {MAX_PIXELS:,} that are decoded")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
+        raise _Refused(f"mode {image.mode} has more than 8 bits a channel; save it as 8-bit")
+    if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+        raise _Refused(f"it has {pages} pages; save the one that is meant as PNG")
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
+def _check_lossless(image: ImageFile.ImageFile) -> None:
+    if image.format not in ("PNG", "TIFF", "BMP"):
+        raise _Refused(f"it is a {image.format}, whatever its name says, and no PNG. {LOSSY}")
+    if image.format == "TIFF":
+        if "jpeg" in (how := str(image.info.get("compression"))) or how == "webp":
+            raise _Refused(f"it is a TIFF compressed as {how}. {LOSSY}")
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise _Refused(f"it has {pages} pages; save the one that is meant as PNG")
+
+
 def _one_channel(image: ImageFile.ImageFile, coding: Coding) -> Image.Image:
-    if image.mode not in ("1", "L", "P", "I;16"):
-        raise ValueError(
+    if image.mode not in ("1", "L", "P", "I;16", "I;16B"):
+        raise _Refused(
             f"mode {image.mode}, but a mask is a PNG of 8 or 16 bits whose one channel holds "
-            "class ids"
+            "class ids: save it so"
         )
-    # Pillow stretches 2- and 4-bit grey to 0..255, which turns ids into other valid ids.
-    if any(tile[3] in ("L;2", "L;4") for tile in image.tile):
-        raise ValueError("2- or 4-bit grey; save the mask as 8-bit grey or as a palette PNG")
-    if image.mode != "I;16" and coding.table[IGNORE_8_BIT] != IGNORE:
-        raise ValueError(
+    # Pillow stretches 2- and 4-bit grey to 0..255, and turns round a TIFF in which 0 is white:
+    # ids would become other valid ids.
+    raw = {tile[3][0] if isinstance(tile[3], tuple) else tile[3] for tile in image.tile}
+    if raw & {"L;2", "L;4", "L;2I", "L;4I", "L;2R", "L;4R", "L;2IR", "L;4IR"}:
+        raise _Refused("2- or 4-bit grey; save the mask as 8-bit grey or as a palette PNG")
+    if raw & {"L;I", "L;IR", "1;I", "1;IR"}:
+        raise _Refused("a TIFF in which 0 is white; save the mask as PNG")
+    if not image.mode.startswith("I;16") and coding.table[IGNORE_8_BIT] != IGNORE:
+        raise _Refused(
             f"mode {image.mode} has 8 bits, in which {IGNORE_8_BIT} could be a class or no class; "
             f"save the mask as a 16-bit grey PNG of {coding.wanted}"
         )
     return image
 
 
-def _decode(path: Path, prepare: Callable[[ImageFile.ImageFile], Image.Image]) -> np.ndarray:
+def _from_colours(image: ImageFile.ImageFile, coding: Coding) -> UInt16[np.ndarray, "h w"]:
+    """The values that the colours of a mask stand for."""
+    pixels = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]
+    palette = coding.own.colours if coding.own else ()
+    known = np.array([r | g << 8 | b << 16 | 255 << 24 for r, g, b in palette], np.uint32)
+    order = np.argsort(known)
+    if palette and len(set(palette)) == len(palette):
+        places = np.searchsorted(known, pixels, sorter=order)
+        values = order[np.minimum(places, len(order) - 1)]
+        if (known[values] == pixels).all():
+            return values.astype(np.uint16)
+    raise _Refused(_about_colours(np.unique(pixels), known, f"mode {image.mode}", coding))
+
+
+def _about_colours(found: np.ndarray, known: np.ndarray, mode: str, coding: Coding) -> str:
+    """Why the colours of a mask are not read, and what to do; both as 0xAABBGGRR."""
+    channels = found.view(np.uint8).reshape(-1, 4)
+    said = f"{mode}, but a mask has one channel of class ids"
+    if (channels[:, 3] < 255).any():
+        return f"{said}, and nothing transparent: save it as 8-bit grey"
+    if len(known) > len({*known.tolist()}):
+        return "colours repeat in classes.csv: give each line one of its own"
+    new = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b, _ in channels[~np.isin(found, known)].tolist()]
+    if len(known):
+        return f"its colours {some(sorted(new))} are not in classes.csv: add or mend them"
+    if (channels[:, :3] == channels[:, :1]).all():
+        return f"{said}; its channels are equal, and {ONE_CHANNEL} keeps one of them"
+    hint = COLOURS if coding.own else coding.hint[:1].upper() + coding.hint[1:]
+    return f"{said}: this is a colour mask of {len(new)} colours ({some(sorted(new))}). {hint}"
+
+
+def _decode(
+    path: Path, prepare: Callable[[ImageFile.ImageFile], Image.Image | np.ndarray]
+) -> np.ndarray:
     try:
         with Image.open(path) as image:
             # Opening reads the header alone: this comes before any memory is taken.
@@ -215,5 +224,7 @@ def _decode(path: Path, prepare: Callable[[ImageFile.ImageFile], Image.Image]) -
             return np.array(prepare(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
+    except _Refused as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
     except Exception as error:  # on corrupt bytes Pillow's decoders raise nearly any type
         raise ValueError(f"{path} cannot be used: {error}. Replace it or leave it out") from error

@@ -6,7 +6,7 @@ once; problems inside a file are raised when it is read.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import SupportsIndex, TypedDict
 import numpy as np
 from jaxtyping import Int16, UInt8
 
-from otseg_jax.data import classes, decode
+from otseg_jax.data import classes, codings, decode, lists, pairs
 from otseg_jax.data.classes import VOCABULARIES, Vocabulary
+from otseg_jax.data.lists import some
+from otseg_jax.data.pairs import Pair
 
 LOGGER = logging.getLogger(__name__)
 
@@ -28,12 +30,15 @@ PUBLISHED = {
 }
 """Images of each full split: results on another number of them compare with nothing published."""
 
-Pair = tuple[Path, tuple[Path, ...]]
-"""A photo, and where its mask may lie: the first that exists is taken."""
+NO_MASKS = (
+    "Photos alone are labelled in Python: otseg_jax.load(MODEL)(photo), MODEL being the folder "
+    "that python -m otseg_jax.convert WORKDIR MODEL writes"
+)
+"""The way of who only wants predictions."""
 
 
 class Example(TypedDict):
-    """A photo in RGB, its class ids (or `IGNORE`), and the file name without suffix."""
+    """A photo in RGB, its class ids (or `IGNORE`), and its path in the split, without suffix."""
 
     image: UInt8[np.ndarray, "h w 3"]
     label: Int16[np.ndarray, "h w"]
@@ -47,7 +52,8 @@ class Folder:
     vocabulary: Vocabulary
     images: tuple[Path, ...] = field(repr=False)
     labels: tuple[Path, ...] = field(repr=False)
-    coding: decode.Coding = field(repr=False)
+    coding: codings.Coding = field(repr=False)
+    home: Path  # what the photos lie in, in folders or not
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +66,8 @@ class Folder:
                 f"{self.images[i]} {image.shape[1]} x {image.shape[0]}: save the mask in the size "
                 "that the photo has after the rotation its EXIF data ask for"
             )
-        return {"image": image, "label": label, "name": self.images[i].stem}
+        name = self.images[i].relative_to(self.home).with_suffix("").as_posix()
+        return {"image": image, "label": label, "name": name}
 
 
 def index(
@@ -69,10 +76,8 @@ def index(
     """Find the photos and masks of one split, in the order of its list or of the file names.
 
     Args:
-        dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data:
-            images/{train,val}/*.{jpg,jpeg,png}, labels/{train,val}/*.png holding 0..K-1 or 255
-            (more than 255 classes: 16-bit grey, 65535 instead of 255), and classes.csv: under the
-            header `name,split` one line per class in id order, split being seen or unseen.
+        dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data,
+            as in `configs/folder.py`.
         root: the folder of the data set itself (VOC2012, VOC2010, coco_stuff164k or MSCOCO,
             ADEChallengeData2016), or one above it (VOCdevkit, or what holds that).
         augmented: VOC only: train on the images of `aug.txt` too, as every published result does.
@@ -112,12 +117,13 @@ def index(
 
 def _voc12(root: Path, split: str, augmented: bool) -> Folder:
     home = _home(root, ("VOC2012", "VOCdevkit/VOC2012"), ("JPEGImages",))
-    lists = home / "ImageSets" / "Segmentation"
-    names, further = _read_list(lists / f"{split}.txt"), list[str]()
+    where = home / "ImageSets" / "Segmentation"
+    photos = _listed(home)
+    names, further = lists.read_names(_first(where / f"{split}.txt"), photos), list[str]()
     if split == "train" and augmented:
         hint = "--config.data.augmented=False trains on train.txt alone"
-        source = _first(lists / "aug.txt", lists / "trainaug.txt", hint=hint)
-        listed, counted = _read_list(source), set(names)
+        source = _first(where / "aug.txt", where / "trainaug.txt", hint=hint)
+        listed, counted = lists.read_names(source, photos), set(names)
         # An augmented list that repeats train.txt (trainaug.txt does) would count images twice.
         further = [name for name in listed if name not in counted]
         if twice := len(listed) - len(further):
@@ -125,76 +131,93 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
             said = "%s repeats %d images of train.txt: each is used once, %d instead of %d images"
             LOGGER.warning(said, source, twice, total, total + twice)
     if split == "train":
-        _check_held_out([*names, *further], lists / "val.txt")
+        _check_held_out([*names, *further], photos, where / "val.txt")
     own, extra = "SegmentationClass", "SegmentationClassAug"
-    pairs = [_voc_pair(home, name, own, extra) for name in names]
-    pairs += [_voc_pair(home, name, extra, own) for name in further]
+    found = [_voc_pair(home, name, own, extra) for name in names]
+    found += [_voc_pair(home, name, extra, own) for name in further]
     hint = "replace it by the mask of the data set"
-    coding = decode.reduced_coding(20, zero="background", hint=hint)
-    return _collect(VOCABULARIES["voc12"], pairs, coding)
+    coding = codings.reduced_coding(20, zero="background", hint=hint)
+    return _collect(VOCABULARIES["voc12"], found, coding, home / "JPEGImages")
 
 
 def _pascal_context(root: Path, split: str) -> Folder:
     masks = "SegmentationClassContext"
     home = _home(root, ("VOC2010", "VOCdevkit/VOC2010"), ("JPEGImages", masks))
-    lists = home / "ImageSets" / "SegmentationContext"
-    names = _read_list(_first(lists / f"{split}.txt", home / f"{split}.txt"))
+    where, photos = home / "ImageSets" / "SegmentationContext", _listed(home)
+    names = lists.read_names(_first(where / f"{split}.txt", home / f"{split}.txt"), photos)
     if split == "train":
-        _check_held_out(names, lists / "val.txt", home / "val.txt")
-    pairs = [_voc_pair(home, name, masks) for name in names]
+        _check_held_out(names, photos, where / "val.txt", home / "val.txt")
+    found = [_voc_pair(home, name, masks) for name in names]
     hint = "make the masks of the 59 classes, not those of all 459"
-    coding = decode.reduced_coding(59, zero="background", hint=hint)
-    return _collect(VOCABULARIES["pascal_context"], pairs, coding)
+    coding = codings.reduced_coding(59, zero="background", hint=hint)
+    return _collect(VOCABULARIES["pascal_context"], found, coding, home / "JPEGImages")
 
 
 def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
     part = f"{split}2017"
     home = _home(root, ("coco_stuff164k", "MSCOCO"), (f"annotations/{part}",))
-    photos = _photos(_first(home / "images" / part, home / part), (".jpg",))
+    folder = _first(home / "images" / part, home / part)
     maps = home / "annotations" / part
     if raw_ids:
         hint = "train ids belong into ID_labelTrainIds.png, read with --config.data.raw_ids=False"
-        suffix, coding = "", decode.raw_coco_coding(hint=hint)
+        suffix, coding = "", codings.raw_coco_coding(hint=hint)
         instead = "--config.data.raw_ids=False reads them as they are"
         alone = f"train ids alone (ID_labelTrainIds.png), nothing raw to convert: {instead}"
     else:
         hint = "171..181 are raw ids; name such maps ID.png and set --config.data.raw_ids=True"
-        suffix, coding = "_labelTrainIds", decode.plain_coding(171, hint=hint)
+        suffix, coding = "_labelTrainIds", codings.plain_coding(171, hint=hint)
         instead = "--config.data.raw_ids=True converts them while reading"
         alone = f"raw ids alone (ID.png, 0..181), no ID_labelTrainIds.png: {instead}"
     # Raw ids taken for train ids give scores of 0 without a word, so that both ways are refused.
     if {path.stem.endswith("_labelTrainIds") for path in maps.glob("*.png")} == {raw_ids}:
         raise ValueError(f"{maps} holds {alone}")
-    pairs = [(photo, (maps / f"{photo.stem}{suffix}.png",)) for photo in photos]
-    return _collect(VOCABULARIES["coco_stuff"], pairs, coding)
+    photos = pairs.photos(folder, (".jpg",))
+    found = [(photo, (maps / f"{photo.stem}{suffix}.png",)) for photo in photos]
+    return _collect(VOCABULARIES["coco_stuff"], found, coding, folder)
 
 
 def _ade20k(root: Path, split: str) -> Folder:
     part = {"train": "training", "val": "validation"}[split]
     inside = ("ADEChallengeData2016", "ade/ADEChallengeData2016")
     home = _home(root, inside, (f"images/{part}", f"annotations/{part}"))
-    photos = _photos(home / "images" / part, (".jpg",))
-    pairs = [(photo, (home / "annotations" / part / f"{photo.stem}.png",)) for photo in photos]
+    folder = home / "images" / part
+    photos = pairs.photos(folder, (".jpg",))
+    found = [(photo, (home / "annotations" / part / f"{photo.stem}.png",)) for photo in photos]
     hint = "take the masks of the scene parsing challenge (150 classes), not the full ADE20K"
-    coding = decode.reduced_coding(150, zero="other", hint=hint)
-    return _collect(VOCABULARIES["ade20k"], pairs, coding)
+    coding = codings.reduced_coding(150, zero="other", hint=hint)
+    return _collect(VOCABULARIES["ade20k"], found, coding, folder)
 
 
 def _own(root: Path, split: str) -> Folder:
     hint = "write name,split into it, then one line NAME,seen or NAME,unseen per class"
-    vocabulary = classes.read(_first(root / "classes.csv", hint=hint))
-    home = _home(root, (), (f"images/{split}", f"labels/{split}"))
-    folder, masks = home / "images" / split, home / "labels" / split
-    photos = _photos(folder, (".jpg", ".jpeg", ".png"))
-    if twins := [stem for stem, n in Counter(photo.stem for photo in photos).items() if n > 1]:
-        raise ValueError(f"{folder}: photos that share a mask, rename one of each: {_some(twins)}")
-    pairs = [(photo, (masks / f"{photo.stem}.png",)) for photo in photos]
-    hint = "line up classes.csv with the masks; ids start at 0"
-    return _collect(vocabulary, pairs, decode.plain_coding(len(vocabulary), hint=hint))
+    if alike := [p.name for p in root.iterdir() if p.name.lower().startswith("classes.")]:
+        hint = f"{some(sorted(alike))} is there: rename it, or {hint}"
+    listing = classes.read_listing(_first(root / "classes.csv", hint=hint))
+    if listing.ignored and split == "val":  # once: that split is read by every command
+        said = "%s: ids %s stand for no class; the others are classes 0..%d, in predictions too"
+        LOGGER.info(said, root / "classes.csv", [*listing.ignored], len(listing.vocabulary) - 1)
+    folder, masks = root / "images" / split, root / "labels" / split
+    if folder.is_dir() and not (masks.is_dir() and any(masks.iterdir())):
+        raise FileNotFoundError(f"{masks} holds no masks, of the photos in {folder}. {NO_MASKS}")
+    _home(root, (), (f"images/{split}", f"labels/{split}"))
+    photos = pairs.photos(folder)
+    stems = Counter(photo.relative_to(folder).with_suffix("") for photo in photos)
+    if twins := [stem for stem, n in stems.items() if n > 1]:
+        raise ValueError(f"{folder}: photos that share a mask, rename one of each: {some(twins)}")
+    found = [(photo, (masks / f"{stem}.png",)) for photo, stem in zip(photos, stems, strict=True)]
+    coding = codings.own_coding(listing, hint="line up classes.csv with the masks; ids start at 0")
+    mend = "a mask has the name and the folder of its photo: add those, or take the photos away"
+    return _collect(listing.vocabulary, found, coding, folder, mend)
 
 
 def _voc_pair(home: Path, name: str, *masks: str) -> Pair:
     return home / "JPEGImages" / f"{name}.jpg", tuple(home / m / f"{name}.png" for m in masks)
+
+
+def _listed(home: Path) -> list[str]:
+    """Names of the photos of VOC, whatever lists say."""
+    files = (path for path in (home / "JPEGImages").iterdir() if not path.name.startswith("."))
+    return [file.stem for file in files if file.suffix.lower() in lists.PHOTOS]
 
 
 def _home(root: Path, inside: Sequence[str], wanted: Sequence[str]) -> Path:
@@ -216,45 +239,17 @@ def _first(*paths: Path, hint: str = "put it there") -> Path:
     raise FileNotFoundError(f"found no {' or '.join(map(str, paths))}: {hint}")
 
 
-def _photos(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    # Names that begin with a dot are what macOS leaves behind, not photos.
-    files = (path for path in folder.iterdir() if not path.name.startswith("."))
-    photos = sorted(path for path in files if path.suffix.lower() in suffixes)
-    if not photos:
-        raise FileNotFoundError(f"{folder} holds no photo ({', '.join(suffixes)})")
-    return photos
+def _collect(
+    vocabulary: Vocabulary,
+    found: Sequence[Pair],
+    coding: codings.Coding,
+    home: Path,
+    mend: str = "complete the download",
+) -> Folder:
+    return Folder(vocabulary, *pairs.match(found, mend=mend), coding, home)
 
 
-def _read_list(path: Path) -> list[str]:
-    names = _first(path).read_text(encoding="utf-8", errors="replace").split()
-    if not names:
-        raise ValueError(f"{path} is empty: wanted one image name (without suffix) per line")
-    return list(dict.fromkeys(names))
-
-
-def _check_held_out(names: Sequence[str], *lists: Path) -> None:
-    for path in lists:
-        if path.is_file() and (leaked := sorted(set(names) & set(_read_list(path)))):
-            raise ValueError(f"images to train on that {path} holds out: {_some(leaked)}")
-
-
-def _collect(vocabulary: Vocabulary, pairs: Sequence[Pair], coding: decode.Coding) -> Folder:
-    # One listing per folder instead of a stat per file: minutes on a network disk for COCO.
-    folders = {path.parent for photo, masks in pairs for path in (photo, *masks)}
-    present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    missing, labels = [], []
-    for photo, masks in pairs:
-        found = [mask for mask in masks if mask in present]
-        missing += [photo] * (photo not in present) + [masks[0]] * (not found)
-        labels += found[:1]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {2 * len(pairs)} photos and masks are missing: {_some(missing)}; "
-            "complete the download"
-        )
-    return Folder(vocabulary, tuple(photo for photo, _ in pairs), tuple(labels), coding)
-
-
-def _some(problems: Sequence[object]) -> str:
-    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-    return ", ".join([*map(str, problems[:5]), *more])
+def _check_held_out(names: Sequence[str], photos: Collection[str], *paths: Path) -> None:
+    for path in paths:
+        if path.is_file() and (leaked := sorted(set(names) & set(lists.read_names(path, photos)))):
+            raise ValueError(f"images to train on that {path} holds out: {some(leaked)}")

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from otseg_jax.data.classes import IGNORE, Vocabulary
-from otseg_jax.data.decode import IGNORE_8_BIT, IGNORE_16_BIT
+from otseg_jax.data.codings import IGNORE_8_BIT, IGNORE_16_BIT
 
 LOGGER = logging.getLogger(__name__)
 

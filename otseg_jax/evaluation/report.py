@@ -43,6 +43,7 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
     found = restore.find(options.init_from or workdir, options.eval.checkpoint)
     adopted = spec.adopt(options, found.spec)
     source = build.open_split(adopted, "val")
+    build.check_labels(adopted, train=None, val=source)
     experiment = build.assemble(adopted, source.vocabulary)
     spec.check_same_model(found.spec, experiment.spec, where=found.where)
     weights = found.restore(experiment.trainable)
@@ -123,7 +124,7 @@ def evaluate_split(
         return {**example, "image": fitted, "photo": photo}
 
     # Every n-th photo is what the first of n processes would read.
-    every = -(-len(source) // images) if images else 1
+    every = spacing(len(source), images)
     examples = pipeline.eval_examples(
         source, prepare, process_count=every, threads=data.threads, buffer=data.buffer
     )
@@ -138,6 +139,11 @@ def evaluate_split(
         batch_size=options.eval.batch_size,
         on_photo=on_photo,
     )
+
+
+def spacing(total: int, images: int) -> int:
+    """Which photos of a split are evaluated, every n-th, to have at most `images`; 0 for all."""
+    return -(-total // images) if images else 1
 
 
 def _resplit(trained: Spec, vocabulary: Vocabulary) -> Vocabulary:

@@ -50,6 +50,7 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
     """
     workdir = paths.check_writable(workdir)
     source, validation = build.open_split(options, "train"), build.open_split(options, "val")
+    build.check_labels(options, train=source, val=validation)
     experiment = build.assemble(options, source.vocabulary, transport=transport)
     schedule = optim.learning_rate(
         options.train.steps,
@@ -197,14 +198,20 @@ class _Run:
 
     def _validate_and_save(self, stopping: bool) -> bool:
         """Validate and save where it is time to; returns whether that took time."""
-        train, done, results = self.options.train, self.done, None
+        train, done, metrics = self.options.train, self.done, None
         judged = (self.experiment, self.validation, self.state.trainable)
         if done == train.steps:
             self.log.draw()
-            results = report.report(*judged, self.workdir)
+            images = self.options.eval.images
+            metrics = self._judge(report.report(*judged, self.workdir), images)
+            evaluated = 0 < train.eval_every < train.steps
+            if evaluated and self._photos(train.eval_images) != self._photos(images):
+                # the best of a run is found by the photos of all its evaluations
+                results = report.evaluate_split(*judged, images=train.eval_images)
+                metrics = self._figures(results, train.eval_images)
         elif train.eval_every and done % train.eval_every == 0 and not stopping:
             results = report.evaluate_split(*judged, images=train.eval_images)
-        metrics = self._judge(results) if results else None
+            metrics = self._judge(results, train.eval_images)
         half_or_end = done in (train.steps, train.steps // 2)
         save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
         if save:
@@ -234,8 +241,19 @@ class _Run:
             f"checkpoints up to step {self.saved} are untouched"
         )
 
-    def _judge(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Log the figures of an evaluation; return those of the main output."""
+    def _photos(self, images: int) -> int:
+        """How many photos an evaluation of at most so many looks at."""
+        total = len(self.validation)
+        return len(range(0, total, report.spacing(total, images)))
+
+    def _figures(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
+        """What is saved of an evaluation: figures of the main output, and of how many photos."""
+        main = results[self.experiment.spec.outputs.main]
+        kept = {name: value for name, value in main.items() if name != "iou"}
+        return {**kept, "images": self._photos(images)}
+
+    def _judge(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
+        """Log the figures of an evaluation; return those that are saved."""
         self.log.write_results(self.done, results)
         main = results[self.experiment.spec.outputs.main]
         seen, unseen = main["miou_seen"], main["miou_unseen"]
@@ -247,7 +265,7 @@ class _Run:
                 seen,
                 unseen,
             )
-        return {name: value for name, value in main.items() if name != "iou"}
+        return self._figures(results, images)
 
     def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
