@@ -119,10 +119,18 @@ def test_colours_are_a_third_column(tmp_path):
             "line 4 is 'dog,hidden'",
         ),
         ("name,split\n" + "cat\n" * 8, "line 6 is .*; and 3 more$"),
-        ("name,split\ncat,seen\ncat,seen\n", r"names repeat: \['cat'\]"),
-        ("name,split\n", "0 names"),
-        ("name,split\n\xff", "not a CSV file in UTF-8"),
-        ('name,split\n"' + "x" * 131073 + '",seen\n', "not a CSV file in UTF-8"),
+        ("name,split\ncat,seen\ncat,seen\n", "names repeat, capitals and blanks aside: cat$"),
+        ("name,split\nred car,seen\nRed  Car,unseen\n", "aside: red car, Red  Car$"),
+        (
+            "name,split\n",
+            "no class below the header: write one line each, NAME,seen or NAME,unseen",
+        ),
+        ("name,split\nvoid,ignore\n", "no class below the header"),
+        ("name,split\n# cat,seen\ndog,seen\n", "line 2 is '# cat,seen', wanted NAME,seen"),
+        ("id,name,split\n0,cat,seen\n", "must be: name,split .*, not 'id,name,split'$"),
+        ("name,split\n\xff", "not text in UTF-8 .*: save it as UTF-8"),
+        ("n\0a\0m\0e\0,\0", "not text in UTF-8 but UTF-16 or binary: save it as UTF-8"),
+        ('name,split\n"' + "x" * 131073 + '",seen\n', "not a CSV file: field larger"),
     ],
 )
 def test_bad_class_file_is_one_clear_error(tmp_path, text, message):
@@ -130,3 +138,38 @@ def test_bad_class_file_is_one_clear_error(tmp_path, text, message):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=rf"(?s)^{path}: .*{message}"):
         classes.read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name;split\r\nred car;seen\r\nnewt;unseen\r\n",
+        "sep=;\nname;split\nred car;seen\nnewt;unseen\n",
+        "name\tsplit\nred car\tseen\nnewt\tunseen\n",
+        "Name,Split\nred car,Seen\nnewt,UNSEEN\n",
+        "name,split,,\nred car,seen,,\nnewt,unseen,,\n",
+        'name, split\n"red car", "seen"\n"newt", "unseen"\n',
+        "\n  \nname,split\n\nred car , seen \n,,\nnewt,unseen",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-sig"])
+def test_reads_what_spreadsheets_and_shells_write(tmp_path, text, encoding):
+    path, mark = tmp_path / "classes.csv", "\ufeff" * encoding.endswith("be-sig")
+    path.write_bytes((mark + text).encode(encoding.removesuffix("-be-sig") + "-be" * bool(mark)))
+    vocabulary = classes.read(path)
+    assert (vocabulary.names, vocabulary.unseen) == (("red car", "newt"), (1,))
+
+
+def test_ignored_lines_are_values_but_no_classes(tmp_path):
+    path = tmp_path / "classes.csv"
+    path.write_text(
+        "name,split,colour\nbackground,ignore,000000\ncat,seen,ff0000\nrider,ignore,00ff00\n"
+        "dog,unseen,0000ff\n"
+    )
+    listing = classes.read_listing(path)
+    assert listing.vocabulary == classes.read(path)
+    assert listing.vocabulary.names == ("cat", "dog")
+    assert listing.vocabulary.unseen == (1,)
+    assert listing.vocabulary.palette == ((255, 0, 0), (0, 0, 255))
+    assert listing.ignored == (0, 2)
+    assert listing.colours == ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))

@@ -1,6 +1,8 @@
 """Photos and masks decode to known pixels, and every file that would be misread is refused."""
 
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from otseg_jax.data import decode
+from otseg_jax.data import codings, decode
 from otseg_jax.data.classes import IGNORE
 
-CODING = decode.reduced_coding(20, zero="background", hint="fix it")
+CODING = codings.reduced_coding(20, zero="background", hint="fix it")
 
 
 def _noise(*shape):
@@ -90,7 +92,7 @@ def test_mask_of_palette_or_grey_keeps_its_ids(tmp_path, mode):
 def test_mask_of_one_bit_holds_0_and_1(tmp_path):
     ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
     Image.fromarray(ids.astype(bool)).save(tmp_path / "a.png")
-    coding = decode.plain_coding(2, hint="fix it")
+    coding = codings.plain_coding(2, hint="fix it")
     np.testing.assert_array_equal(decode.mask(tmp_path / "a.png", coding), ids)
 
 
@@ -102,21 +104,21 @@ def _save_16_bit(path, values):
 
 
 def test_codings_are_exact():
-    none, rest = decode.MEANINGLESS, 65_535 - 256
-    raw = decode.raw_coco_coding(hint="fix it").table.tolist()
+    none, rest = codings.MEANINGLESS, 65_535 - 256
+    raw = codings.raw_coco_coding(hint="fix it").table.tolist()
     gaps = [11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90]
     assert [k for k in raw if k >= 0] == list(range(171))
     assert [value for value in range(182) if raw[value] == none] == gaps
     assert raw[182:] == [none] * 73 + [IGNORE] + [none] * rest + [IGNORE]
-    reduced = decode.reduced_coding(150, zero="other", hint="fix it").table.tolist()
+    reduced = codings.reduced_coding(150, zero="other", hint="fix it").table.tolist()
     assert reduced[:256] == [IGNORE, *range(150), *[none] * 104, IGNORE]
     assert reduced[256:] == [none] * rest + [IGNORE]
-    plain = decode.plain_coding(171, hint="fix it").table.tolist()
+    plain = codings.plain_coding(171, hint="fix it").table.tolist()
     assert plain == [*range(171), *[none] * 84, IGNORE, *[none] * rest, IGNORE]
     # class 255 (255 + 1 in the reduced one) takes the place of "no class"
-    plain = decode.plain_coding(847, hint="fix it").table.tolist()
+    plain = codings.plain_coding(847, hint="fix it").table.tolist()
     assert plain == [*range(847), *[none] * (65_535 - 847), IGNORE]
-    reduced = decode.reduced_coding(847, zero="other", hint="fix it").table.tolist()
+    reduced = codings.reduced_coding(847, zero="other", hint="fix it").table.tolist()
     assert reduced == [IGNORE, *range(847), *[none] * (65_534 - 847), IGNORE]
 
 
@@ -129,13 +131,13 @@ def test_16_bit_mask_keeps_its_ids(tmp_path, classes):
     if classes <= 255:
         values[2], ids[2] = 255, IGNORE
     path = _save_16_bit(tmp_path / "a.png", values)
-    label = decode.mask(path, decode.plain_coding(classes, hint="fix it"))
+    label = decode.mask(path, codings.plain_coding(classes, hint="fix it"))
     assert label.dtype == np.int16
     np.testing.assert_array_equal(label, ids)
     if classes < 2**15:
         values = np.where(ids == IGNORE, 0, ids + 1)
         path = _save_16_bit(tmp_path / "b.png", values)
-        coding = decode.reduced_coding(classes, zero="other", hint="fix it")
+        coding = codings.reduced_coding(classes, zero="other", hint="fix it")
         np.testing.assert_array_equal(decode.mask(path, coding), ids)
 
 
@@ -143,10 +145,10 @@ def test_16_bit_mask_keeps_its_ids(tmp_path, classes):
 @pytest.mark.parametrize(
     ("coding", "wanted"),
     [
-        (decode.plain_coding(256, hint="fix it"), r"0\.\.255 or 65535"),
-        (decode.plain_coding(847, hint="fix it"), r"0\.\.846 or 65535"),
+        (codings.plain_coding(256, hint="fix it"), r"0\.\.255 or 65535"),
+        (codings.plain_coding(847, hint="fix it"), r"0\.\.846 or 65535"),
         (
-            decode.reduced_coding(255, zero="other", hint="fix it"),
+            codings.reduced_coding(255, zero="other", hint="fix it"),
             r"0 \(other\), 1\.\.255 or 65535",
         ),
     ],
@@ -162,9 +164,9 @@ def test_8_bit_mask_of_a_large_vocabulary_is_refused(tmp_path, mode, coding, wan
 def test_8_bit_mask_of_255_classes_holds_them_and_no_class(tmp_path):
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "a.png")
-    plain = decode.mask(tmp_path / "a.png", decode.plain_coding(255, hint="fix it"))
+    plain = decode.mask(tmp_path / "a.png", codings.plain_coding(255, hint="fix it"))
     assert plain.ravel().tolist() == [*range(255), IGNORE]
-    coding = decode.reduced_coding(254, zero="other", hint="fix it")
+    coding = codings.reduced_coding(254, zero="other", hint="fix it")
     reduced = decode.mask(tmp_path / "a.png", coding)
     assert reduced.ravel().tolist() == [IGNORE, *range(254), IGNORE]
 
@@ -180,7 +182,7 @@ def test_values_without_a_meaning_are_named(tmp_path):
 def test_many_values_without_a_meaning_are_counted(tmp_path):
     path = _save_16_bit(tmp_path / "a.png", np.arange(1_000).reshape(20, 50))
     with pytest.raises(ValueError, match=r"a.png holds the values \[847, .*, 856\] and 143 more, "):
-        decode.mask(path, decode.plain_coding(847, hint="fix it"))
+        decode.mask(path, codings.plain_coding(847, hint="fix it"))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
@@ -239,13 +241,15 @@ def test_damaged_file_is_one_clear_error(tmp_path, suffix, damage):
     message = rf"{path} cannot be used: .*Replace it or leave it out"
     with pytest.raises(ValueError, match=message):
         decode.photo(path)
+    if (suffix, damage) == (".jpg", "truncated"):  # a JPEG is no mask, whole or not
+        message = "it is a JPEG"
     with pytest.raises(ValueError, match=message):
         decode.mask(path, CODING)
 
 
 def test_truncated_16_bit_mask_is_one_clear_error(tmp_path):
     path = _save_16_bit(tmp_path / "a.png", 200 + _noise(64, 64).astype(int))
-    coding = decode.plain_coding(847, hint="fix it")
+    coding = codings.plain_coding(847, hint="fix it")
     assert decode.mask(path, coding).shape == (64, 64)
     path.write_bytes(path.read_bytes()[:2_000])
     with pytest.raises(ValueError, match=rf"{path} cannot be used: .*Replace it or leave it out"):
@@ -266,3 +270,72 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path, side):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a.jpg: no such file"):
         decode.photo(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "saved", ["a.jpg JPEG", "a.png JPEG", "a.png WEBP", "a.png GIF", "a.tif jpeg"]
+)
+def test_masks_of_formats_that_change_values_are_refused_by_their_content(tmp_path, saved):
+    name, how = saved.split()
+    path = tmp_path / name
+    options = {"compression": how} if how == "jpeg" else {"format": how}
+    Image.fromarray(np.full((32, 32), 3, np.uint8)).save(path, **options)
+    with pytest.raises(ValueError, match=r"cannot be used: it is a .*save them as PNG$"):
+        decode.mask(path, CODING)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "tiff", "bmp"])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_formats_that_keep_values_keep_them(tmp_path, suffix, mode):
+    ids = np.arange(1, 21, dtype=np.uint8).reshape(4, 5)
+    image = Image.fromarray(ids)
+    if mode == "P":
+        image.putpalette(_noise(768).tobytes())
+    image.save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(decode.mask(tmp_path / f"a.{suffix}", CODING), ids - 1)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
+def test_tiff_of_16_bits_keeps_its_ids(tmp_path, compression):
+    ids = np.arange(800, dtype=np.uint16).reshape(20, 40)
+    Image.fromarray(ids).save(tmp_path / "a.tif", compression=compression)
+    coding = codings.plain_coding(847, hint="fix it")
+    np.testing.assert_array_equal(decode.mask(tmp_path / "a.tif", coding), ids)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_tiff_in_which_0_is_white_is_refused_rather_than_turned_round(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    white_is_zero = {262: 0}
+    Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8)).convert(mode).save(
+        path, tiffinfo=white_is_zero
+    )
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0
+    with pytest.raises(ValueError, match="a TIFF in which 0 is white; save the mask as PNG"):
+        decode.mask(path, CODING)
+
+
+def test_tiff_of_pages_is_refused_rather_than_cut(tmp_path):
+    page = Image.fromarray(np.ones((4, 4), np.uint8))
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    for read in (decode.photo, lambda path: decode.mask(path, CODING)):
+        with pytest.raises(ValueError, match="it has 2 pages"):
+            read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_the_mend_for_equal_channels_works(tmp_path, mode):
+    path, ids = tmp_path / "a.png", np.array([[0, 1], [20, 255]], np.uint8)
+    Image.fromarray(ids).convert(mode).save(path)
+    with pytest.raises(ValueError, match="its channels are equal, and python -c ") as error:
+        decode.mask(path, CODING)
+    program = str(error.value).split('python -c "')[1].split('"')[0]
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    np.testing.assert_array_equal(decode.mask(path, CODING), [[IGNORE, 0], [19, IGNORE]])
+
+
+def test_transparent_masks_are_refused(tmp_path):
+    Image.new("RGBA", (4, 4), (1, 1, 1, 7)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="nothing transparent"):
+        decode.mask(tmp_path / "a.png", CODING)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from otseg_jax.data import decode
+from otseg_jax.data import codings, decode
 from otseg_jax.data.classes import IGNORE, Vocabulary, default_palette
 from otseg_jax.evaluation import figures
 
@@ -109,7 +109,7 @@ def test_a_label_png_round_trips(tmp_path, classes, ignored, dtype):
                 np.asarray(picture.convert("RGB")), figures.colorize(label, palette)
             )
     if not (indexed and classes == 256):  # an 8-bit mask of 256 classes is not read back
-        coding = decode.plain_coding(classes, hint="fix it")
+        coding = codings.plain_coding(classes, hint="fix it")
         np.testing.assert_array_equal(decode.mask(path, coding), label)
 
 

@@ -322,7 +322,7 @@ def test_photos_that_share_a_mask_are_refused(tmp_path):
 def test_folder_without_photos(tmp_path):
     for path in (_own(tmp_path) / "images/val").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"images/val holds no photo \(.jpg, .jpeg, .png\)"):
+    with pytest.raises(FileNotFoundError, match=r"images/val holds no photo \(.jpg, .jpeg, .png, "):
         folders.index("folder", tmp_path, "val")
 
 
@@ -346,3 +346,118 @@ def test_corrupt_photo_is_named_when_read(tmp_path):
     assert folder[1]["name"] == "y"
     with pytest.raises(ValueError, match=r"images/val/x.jpg cannot be used"):
         folder[0]
+
+
+def test_one_folder_per_city(tmp_path):
+    root = _own(tmp_path)
+    for city, name in (("ulm", "x"), ("aachen", "x"), ("aachen/north", "q")):
+        _save(root / f"images/val/{city}/{name}.jpg")
+        _save(root / f"labels/val/{city}/{name}.png")
+    (root / "images/val/9.jpg").mkdir()
+    folder = folders.index("folder", root, "val")
+    # paths that differ, so that predictions of two cities do not overwrite each other
+    names = ["aachen/north/q", "aachen/x", "ulm/x", "x", "y", "z"]
+    assert [example["name"] for example in folder] == names
+    assert [path.relative_to(root / "labels/val").as_posix() for path in folder.labels] == [
+        f"{name}.png" for name in names
+    ]
+
+
+def test_masks_of_a_city_that_are_not_in_its_folder_are_named(tmp_path):
+    root = _own(tmp_path)
+    for name in "xyz":
+        (root / "labels/val" / f"{name}.png").unlink()
+    _save(root / "labels/val/x.png")
+    for path in [*(root / "images/val").iterdir()]:
+        path.unlink()
+    _save(root / "images/val/ulm/x.jpg")
+    with pytest.raises(
+        FileNotFoundError, match=r"labels/val holds x.png, but a mask has the name of"
+    ):
+        folders.index("folder", root, "val")
+
+
+def test_other_formats_of_photos_are_used_and_the_rest_is_said(tmp_path, caplog):
+    root = _own(tmp_path)
+    for suffix in (".tif", ".bmp", ".webp"):
+        Image.new("RGB", (3, 2), (9, 9, 9)).save(root / f"images/val/new{suffix[1:]}{suffix}")
+        _save(root / f"labels/val/new{suffix[1:]}.png")
+    (root / "images/val/phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    folder = folders.index("folder", root, "val")
+    assert _stems(folder) == ["newbmp", "newtif", "newwebp", "x", "y", "z"]
+    assert (folder[1]["image"] == 9).all()
+    assert "left out 1 pictures that are not .jpg" in caplog.text
+    assert "phone.HEIC: save them as .png or .jpg" in caplog.text
+
+
+@pytest.mark.parametrize("masks", ["none", "empty"])
+def test_photos_alone_are_answered_with_the_way_that_exists(tmp_path, masks):
+    root = _own(tmp_path)
+    for path in (root / "labels/val").iterdir():
+        path.unlink()
+    if masks == "none":
+        (root / "labels/val").rmdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"labels/val holds no masks.*otseg_jax.load\(MODEL"
+    ):
+        folders.index("folder", root, "val")
+
+
+def test_ignored_ids_are_no_class(tmp_path, caplog):
+    root = _own(tmp_path)
+    _write(root / "classes.csv", "name,split", "cat,seen", "void,ignore", "newt,Unseen")
+    caplog.set_level("INFO")
+    folder = folders.index("folder", root, "val")
+    assert folder.vocabulary.names == ("cat", "newt")
+    # values 0, 1 (void), 2; 255
+    expected = np.select([VALUES == 0, VALUES == 2], [0, 1], IGNORE)
+    np.testing.assert_array_equal(folder[0]["label"], expected)
+    assert "ids [1] stand for no class; the others are classes 0..1" in caplog.text
+
+
+def test_colour_masks_are_read_by_the_colours_of_the_classes(tmp_path):
+    root = _own(tmp_path)
+    colours = np.array([[0, 0, 0], [220, 30, 30], [30, 200, 60]], np.uint8)
+    picture = colours[np.array([[0, 1, 2], [1, 0, 2]])]
+    for name in "xyz":
+        _save(root / f"labels/val/{name}.png", values=picture)
+    with pytest.raises(ValueError, match=r"colour mask of 3 colours .*third column `colour`"):
+        folders.index("folder", root, "val")[0]
+    _write(root / "classes.csv", "name,split,colour", "a,ignore,000000", "b,seen,dc1e1e")
+    with pytest.raises(ValueError, match=r"its colours #1ec83c are not in classes.csv"):
+        folders.index("folder", root, "val")[0]
+    lines = ("back,ignore,000000", "cat,seen,dc1e1e", "newt,unseen,dc1e1e", "eft,seen,1ec83c")
+    _write(root / "classes.csv", "name,split,colour", *lines)
+    with pytest.raises(ValueError, match=r"colours repeat in classes.csv"):
+        folders.index("folder", root, "val")[0]
+    _write(
+        root / "classes.csv",
+        "name,split,colour",
+        "back,ignore,000000",
+        "cat,seen,DC1E1E",
+        "newt,unseen,1ec83c",
+    )
+    example = folders.index("folder", root, "val")[0]
+    np.testing.assert_array_equal(example["label"], [[IGNORE, 0, 1], [0, IGNORE, 1]])
+
+
+@pytest.mark.parametrize("raw", [b"a\r\nb\r\n", "\ufeffa\nb\n".encode(), "a\r\nb".encode("utf-16")])
+def test_voc_lists_of_any_editor(tmp_path, raw):
+    root = _voc(tmp_path)
+    (root / "ImageSets/Segmentation/train.txt").write_bytes(raw)
+    assert _stems(folders.index("voc12", root, "train")) == ["a", "b", "c", "d"]
+
+
+def test_voc_lists_of_one_class_are_no_incomplete_download(tmp_path):
+    root = _voc(tmp_path)
+    _write(root / "ImageSets/Segmentation/train.txt", "a  1", "b -1")
+    with pytest.raises(ValueError, match=r"line 1 is 'a  1'.* list of one class") as error:
+        folders.index("voc12", root, "train")
+    assert "download" not in str(error.value)
+
+
+def test_a_class_file_of_another_name_is_named(tmp_path):
+    root = _own(tmp_path)
+    (root / "classes.csv").rename(root / "Classes.csv.txt")
+    with pytest.raises(FileNotFoundError, match=r"Classes.csv.txt is there: rename it, or write"):
+        folders.index("folder", root, "val")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,6 +233,32 @@ def test_the_best_checkpoint_can_be_evaluated(finished, tmp_path):
     options = small.settings(init_from=str(finished), **{"eval.checkpoint": "best"})
     report.evaluate(options, tmp_path)
     assert (tmp_path / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+def test_the_best_checkpoint_is_found_by_the_same_photos(tmp_path):
+    fields = {"train.steps": 2, "train.eval_every": 1, "train.eval_images": 3}
+    loop.train(small.settings(**fields), tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        options = small.settings(init_from=str(tmp_path), **{"eval.images": 3})
+        scores = {}
+        for step in checkpoints.steps():
+            found = tmp_path / f"again_{step}"
+            report.evaluate(
+                replace(options, eval=replace(options.eval, checkpoint=str(step))), found
+            )
+            scores[step] = json.loads((found / "results.json").read_text())["otseg"]["hiou"]
+        # of equals the newest
+        assert checkpoints.best_step() == max(scores, key=lambda step: (scores[step], step))
+    # and the table of the run is that of all photos
+    assert (tmp_path / "results.json").read_text() != (found / "results.json").read_text()
+
+
+def test_another_seed_is_validated_on_the_same_pictures():
+    for split, same in (("train", False), ("val", True)):
+        one, other = (build.open_split(small.settings(seed=seed), split)[3] for seed in (0, 7))
+        assert np.array_equal(one["image"], other["image"]) == same
+        drawn = shapes.Shapes(split, size=24, image_size=32)[3]  # seed 0: as ever
+        np.testing.assert_array_equal(one["image"], drawn["image"])
 
 
 def own_folder(root, unseen=(0, 7)):

@@ -120,6 +120,16 @@ def test_without_metrics_only_the_newest_stays(tmp_path: Path) -> None:
         assert (checkpoints.steps(), checkpoints.best_step()) == ([3], None)
 
 
+def test_best_compares_what_was_judged_by_as_many_images(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, images, hiou in ((1, 6, 90.0), (2, 3, 50.0), (3, 3, 40.0)):
+            metrics = {"hiou": hiou, "images": images}
+            checkpoints.save(step, tiny(), META, metrics=metrics)
+        assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 3], 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step() == 2
+
+
 def test_newest_of_equals_is_best(tmp_path: Path) -> None:
     with run_schedule(tmp_path, {1: 0.5, 2: 0.5, 3: 0.1}) as checkpoints:
         assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 3], 2)
