@@ -139,8 +139,7 @@ def sweep(cell: Cell, runs: Path) -> dict:
     """Scores of the base once per photo; from them every weight and every offset."""
     config = shapes_config.get_config()
     model = read.load(cell.folder(runs)).model
-    seed = int(cell.flags[-1].rsplit("=", 1)[1])
-    photos = list(Shapes("val", size=config.data.images.val, seed=seed))
+    photos = list(Shapes("val", size=config.data.images.val))  # the same for every seed
     vocabulary = model.spec.vocabulary
     seen = np.zeros((len(vocabulary), 1, 1), np.float32)
     seen[list(vocabulary.seen)] = 1.0

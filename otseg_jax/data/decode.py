@@ -154,7 +154,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _check_lossless(image: ImageFile.ImageFile) -> None:
     if image.format not in ("PNG", "TIFF", "BMP"):
-        raise _Refused(f"it is a {image.format}, whatever its name says, and no PNG. {LOSSY}")
+        why = LOSSY if image.format != "GIF" else "Make the masks again and save them as PNG"
+        raise _Refused(f"it is a {image.format}, whatever its name says, and no PNG. {why}")
     if image.format == "TIFF":
         if "jpeg" in (how := str(image.info.get("compression"))) or how == "webp":
             raise _Refused(f"it is a TIFF compressed as {how}. {LOSSY}")

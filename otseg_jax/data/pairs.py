@@ -135,11 +135,11 @@ def _instead(path: Path, suffixes: Sequence[str], taken: set[Path]) -> str:
     there = {other for other in folder.iterdir() if not other.name.startswith(".")}
     # the shortest first: 0_1_mask.png belongs to 0_1 rather than to 0
     stem, free = plain(path.stem), sorted(there - taken, key=lambda p: (len(p.name), p.name))
-    for other in free if folder == path.parent else []:
+    for other in (p for p in free if folder == path.parent and not p.is_dir()):
         name, kept, suffix = other.name, plain(other.stem), other.suffix
         if kept == stem and suffixes is MASKS and suffix.lower() in (".jpg", ".jpeg", ".webp"):
             return f"found {name} there: {LOSSY}"
-        if kept == stem and not other.is_dir():
+        if kept == stem:
             return f"found {name} there: save it as {path.name}, and keep one of that name"
         if suffix.lower() not in suffixes:
             continue
