@@ -1,6 +1,7 @@
 """How our commands parse, end and report: one line for what the user can fix, no traceback."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +18,16 @@ def quiet_libraries() -> None:
     """Log what this package has to say; Orbax alone would tell of every file."""
     absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # what Orbax logs as an error it raises too, and we say it in one line
+    absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its threads, when a save fails
     logging.getLogger("otseg_jax").setLevel(logging.INFO)
+
+
+def say_nothing() -> None:
+    """Of the processes of a run one speaks; the others tell their errors only."""
+    logging.getLogger("otseg_jax").setLevel(logging.ERROR)
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def parse(

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
     cli.quiet_libraries()
     if MULTIHOST.value:
         jax.distributed.initialize()
+        if jax.process_index():
+            cli.say_nothing()
     work = {"train": loop.train, "eval": report.evaluate}[MODE.value]
     cli.run(lambda: work(build.settings_of(CONFIG.value), str(WORKDIR.value)))
 

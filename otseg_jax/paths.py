@@ -23,9 +23,9 @@ def atomic(dest: str | os.PathLike[str]) -> Iterator[epath.Path]:
     above is made where missing.
     """
     final = resolve(dest)
-    final.parent.mkdir(parents=True, exist_ok=True)
     part = final.parent / f".{final.name}.{uuid.uuid4().hex}.part"
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
         yield part
         if part.is_dir() and final.is_dir():
             final.rmdir()  # an empty folder gives way to a new one, another does not
@@ -35,6 +35,18 @@ def atomic(dest: str | os.PathLike[str]) -> Iterator[epath.Path]:
             part.rmtree()
         else:
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(dest: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system refuses while `dest` is written (a full disk) becomes a line of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{dest} cannot be written ({error.strerror or error}): check free space and "
+            "permissions; the same command goes on from what was saved"
+        ) from error
 
 
 @contextlib.contextmanager

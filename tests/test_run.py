@@ -52,7 +52,8 @@ def test_round_trip(tmp_path: Path) -> None:
     state = make_state()
     text = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)
     with Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.save(7, state, META, text=text, metrics={"hiou": np.float32(40.5)})
+        checkpoints.save(7, state, META, text=text)
+        checkpoints.judge(7, {"hiou": np.float32(40.5)})
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.steps() == [7]
         assert_same(checkpoints.restore(7, abstract(state)), state)
@@ -90,8 +91,9 @@ def test_values_are_those_of_the_call(tmp_path: Path) -> None:
 def run_schedule(directory: Path, scores: dict[int, float | None], **options: Any) -> Checkpoints:
     checkpoints = Checkpoints(directory, **options)
     for step, score in scores.items():
-        metrics = None if score is None else {"hiou": score, "miou": -score}
-        checkpoints.save(step, tiny(step), {}, metrics=metrics)
+        checkpoints.save(step, tiny(step), {})
+        if score is not None:
+            checkpoints.judge(step, {"hiou": score, "miou": -score})
     checkpoints.wait()
     return checkpoints
 
@@ -148,9 +150,10 @@ def test_metrics_are_kept_as_plain_numbers(tmp_path: Path) -> None:
         "inf": np.inf,
     }
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, tiny(), {}, metrics=metrics)
+        checkpoints.save(1, tiny(), {})
+        checkpoints.judge(1, metrics)
         assert checkpoints.best_step() == 1
-    record = (tmp_path / "1" / "meta" / "metadata").read_text()
+    record = (tmp_path / "1" / "metrics.json").read_text()
     assert '"iou": {"cat": null, "cow": 0.25, "dog": null}' in record
     assert '"inf": null' in record
 

@@ -34,8 +34,10 @@ def test_damage_to_any_file(tmp_path: Path, how: str) -> None:
     state = {"weight": jax.random.normal(jax.random.key(0), (50, 60)), "count": jnp.zeros(())}
     text = np.ones((2, 3, 4), np.float32)
     with Checkpoints(tmp_path / "good") as checkpoints:
-        checkpoints.save(1, state, META, text=text, metrics={"hiou": 0.9})
-        checkpoints.save(2, state, META, text=text, metrics={"hiou": 0.5})
+        checkpoints.save(1, state, META, text=text)
+        checkpoints.judge(1, {"hiou": 0.9})
+        checkpoints.save(2, state, META, text=text)
+        checkpoints.judge(2, {"hiou": 0.5})
     run, refused = tmp_path / "bad", 0
     for name in sorted(contents(tmp_path / "good" / "2")):
         shutil.rmtree(run, ignore_errors=True)
@@ -111,8 +113,7 @@ def test_failed_save_is_told_and_loses_nothing(tmp_path: Path) -> None:
     """The last act of a save is a rename, which a file of that name prevents."""
     with run_schedule(tmp_path, {1: 0.5, 2: 0.1}) as checkpoints:
         before = {step: contents(tmp_path / step) for step in ("1", "2")}
-        # better than both: it would replace them
-        checkpoints.save(3, {"weight": jnp.ones(2**24)}, {}, metrics={"hiou": 0.9})
+        checkpoints.save(3, {"weight": jnp.ones(2**24)}, {})
         (tmp_path / "3").write_text("in the way")
         with pytest.raises(OSError, match=r"step 3 to .* failed .*kept: step 1, step 2") as error:
             checkpoints.wait()
@@ -120,7 +121,8 @@ def test_failed_save_is_told_and_loses_nothing(tmp_path: Path) -> None:
         assert (checkpoints.steps(), checkpoints.best_step()) == ([1, 2], 1)
         assert {step: contents(tmp_path / step) for step in ("1", "2")} == before
         (tmp_path / "3").unlink()
-        checkpoints.save(3, tiny(3.0), {}, metrics={"hiou": 0.9})
+        checkpoints.save(3, tiny(3.0), {})
+        checkpoints.judge(3, {"hiou": 0.9})
         assert (checkpoints.steps(), checkpoints.best_step()) == ([3], 3)
         assert_same(checkpoints.restore(3, tiny()), tiny(3.0))
 
@@ -145,9 +147,10 @@ def test_kill_during_save_leaves_the_previous(tmp_path: Path) -> None:
         from otseg_jax.checkpoints.run import Checkpoints
         checkpoints = Checkpoints(sys.argv[1])
         noise = np.random.default_rng(0).integers(0, 2**31, 2**24).astype(np.int32)
-        checkpoints.save(1, {"noise": noise[:1000]}, {"run": 1}, metrics={"hiou": 0.5})
+        checkpoints.save(1, {"noise": noise[:1000]}, {"run": 1})
+        checkpoints.judge(1, {"hiou": 0.5})
         checkpoints.wait()
-        checkpoints.save(2, {"noise": noise}, {"run": 1}, metrics={"hiou": 0.9})
+        checkpoints.save(2, {"noise": noise}, {"run": 1})
         os.kill(os.getpid(), signal.SIGKILL)
     """
     killed = in_subprocess(code, tmp_path, devices=1)

@@ -13,39 +13,50 @@ from typing import Any, Final
 
 import jax
 
+from otseg_jax import paths
 from otseg_jax.weights import names
 
 NAME: Final = "files.json"
+METRICS: Final = "metrics.json"  # is written when the rest is in place
 
 
 def record(
-    arrays: Mapping[str, Any],
-    meta: Mapping[str, Any],
-    metrics: Mapping[str, Any] | None,
-    *,
-    has_text: bool,
+    arrays: Mapping[str, Any], meta: Mapping[str, Any], *, has_text: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The JSON that describes a checkpoint, and what in it is not JSON.
-
-    Metrics become plain numbers, null where not finite: numpy's scalars and NaN are not JSON.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, str | bool | int):
-            return value
-        return float(value) if math.isfinite(value) else None
-
-    described = {
-        "meta": dict(meta),
-        "metrics": jax.tree.map(plain, metrics),
-        "leaves": names.describe(arrays),
-        "has_text": has_text,
-    }
+    """The JSON that describes a checkpoint, and what in it is not JSON."""
+    described = {"meta": dict(meta), "leaves": names.describe(arrays), "has_text": has_text}
     try:
         json.dumps(described, allow_nan=False)
     except (TypeError, ValueError) as error:
         return described, [f"meta must be plain JSON (a ConfigDict: .to_dict()): {error}"]
     return described, []
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain numbers, null where not finite: numpy's scalars and NaN are not JSON."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, str | bool | int):
+            return value
+        return float(value) if math.isfinite(value) else None
+
+    return jax.tree.map(number, dict(metrics))
+
+
+def write_metrics(folder: Any, metrics: Mapping[str, Any]) -> None:
+    """Put the plain metrics of an evaluation into a complete checkpoint, whole or not at all."""
+    with paths.writing(folder / METRICS), paths.atomic(folder / METRICS) as part:
+        part.write_text(json.dumps(metrics, sort_keys=True))
+
+
+def read_metrics(folder: Any) -> dict[str, Any] | None:
+    """The metrics, or None before there are any; a ValueError where they are damaged."""
+    if not (folder / METRICS).exists():
+        return None
+    try:
+        return {**json.loads((folder / METRICS).read_text())}
+    except (OSError, ValueError, TypeError) as error:  # any JSON, if damaged
+        raise ValueError(f"{METRICS} of {folder} is damaged ({type(error).__name__})") from error
 
 
 def write(folder: Any) -> None:

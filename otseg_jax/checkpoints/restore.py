@@ -55,6 +55,11 @@ def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[in
             f"eval.checkpoint={wanted!r}: choose latest, best, half or a step of {steps}"
         )
     step = checkpoints.best_step() if wanted == "best" else checkpoints.latest_step()
+    if step is None and checkpoints.steps():
+        raise ValueError(
+            f"{place}: none of its steps {checkpoints.steps()} has an evaluation, so none is best: "
+            "choose --config.eval.checkpoint=latest, or a step"
+        )
     if step is None:
         raise FileNotFoundError(
             f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "
@@ -64,9 +69,14 @@ def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[in
         step = int(wanted)
     record = _read(checkpoints, step, place)
     if wanted == "half":
-        step = record.settings.train.steps // 2
+        step = half(record.settings.train.steps)
         record = _read(checkpoints, step, place)
     return step, record
+
+
+def half(steps: int) -> int:
+    """The step of a schedule that transductive training starts from."""
+    return max(1, steps // 2)
 
 
 def _read(checkpoints: Checkpoints, step: int, place: str | Path) -> Record:

@@ -4,16 +4,16 @@ One folder per step under the directory of a run, written in the background by O
 place by one rename, so that a folder named by a number is complete. It holds
 
 - `state`: the arrays of the training state, each under its plain name ("trainable/q_proj/kernel");
-- `meta`: JSON with the run's own description, the metrics of the evaluation, and name, dtype and
-  shape of every array;
+- `meta`: JSON with the run's own description, and name, dtype and shape of every array;
 - `text`: the text embeddings, where they were given;
+- `metrics.json`: of its evaluation, once there was one: a run saves before it evaluates;
 - `files.json`: the manifest, as Orbax itself restores flipped bits without a word.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from jaxtyping import Float32
 
 from otseg_jax import paths
 from otseg_jax.checkpoints import manifest
+from otseg_jax.checkpoints.failure import SaveError, reason, remove_unfinished
+from otseg_jax.checkpoints.retention import Retention
 from otseg_jax.weights import names
 
 LOGGER = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Checkpoints:
         >>> import tempfile, jax.numpy as jnp
         >>> state = {"prompts": jnp.arange(3.0)}
         >>> with tempfile.TemporaryDirectory() as run, Checkpoints(run) as checkpoints:
-        ...     checkpoints.save(10, state, {"classes": ["cat"]}, metrics={"hiou": 41.4})
+        ...     checkpoints.save(10, state, {"classes": ["cat"]})
+        ...     checkpoints.judge(10, {"hiou": 41.4})
         ...     checkpoints.best_step(), checkpoints.restore(10, state)["prompts"].tolist()
         (10, [0.0, 1.0, 2.0])
     """
@@ -55,30 +58,28 @@ class Checkpoints:
         Args:
             directory: a folder, or a bucket ("gs://…"); need not exist, and may not be a file.
             milestones: steps never deleted, such as the one that a transductive run starts from.
-            metric: key of `save(metrics=...)` that decides which is best; higher is better.
+            metric: key of `judge(metrics)` that decides which is best; higher is better.
         """
         folder = paths.resolve(directory)
         self.directory = os.fspath(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{self.directory} is a file; wanted a folder of checkpoints")
-        self._milestones, self._metric, self._saving = frozenset(milestones), metric, -1
+        self._retention, self._saving = Retention(milestones=milestones, metric=metric), -1
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 # Orbax would stop at the first step with unreadable metrics: they are read below
                 lightweight_initialize=True,
-                preservation_policy=_Keep(self._kept),
+                preservation_policy=self._retention,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
-        self._scores: dict[int, tuple[int | None, float] | None] = {}
-        self._unreadable: set[int] = set()
         for step in self._manager.all_steps():
             try:
-                self._scores[step] = self._score(self._record(step))
+                self._retention.judge(step, self._metrics(step))
             except ValueError as error:
-                self._unreadable.add(step)
+                self._retention.keep(step)
                 LOGGER.warning("%s; it is kept, and cannot be the best", error)
 
     def __enter__(self) -> "Checkpoints":
@@ -95,15 +96,16 @@ class Checkpoints:
             self._manager.close()
 
     def wait(self) -> None:
-        """Wait until a running save is complete on disk; an OSError if it failed."""
+        """Wait until a running save is complete on disk; a `SaveError` if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # any type: it comes from Orbax's threads
-            self._manager.reload()  # its list already lacks the steps that were to be deleted
-            raise OSError(
-                f"saving step {self._saving} to {self.directory} failed ({_first_line(error)}); "
-                f"kept: {_listing(self._manager.all_steps())}. Check free space and permissions"
-            ) from error
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """A `SaveError` if a save has failed by now; does not wait for one that goes well."""
+        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; waits for a running save."""
@@ -115,11 +117,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the highest metric (the newest of equals), or None where none has it.
-
-        Compared are those that were judged by as many images as the newest (`metrics["images"]`).
-        """
-        return self._best(self.steps())
+        """The step with the highest metric, or None where none has it; as `Retention.best`."""
+        return self._retention.best(self.steps())
 
     def save(
         self,
@@ -128,7 +127,6 @@ class Checkpoints:
         meta: Mapping[str, Any],
         *,
         text: Float32[np.ndarray, "k n c"] | None = None,
-        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         """Save a checkpoint in the background; returns once the arrays are copied off the device.
 
@@ -138,11 +136,10 @@ class Checkpoints:
             step: finished optimiser steps, above every step that is already there.
             state: pytree of arrays under names.
             meta: JSON object; tuples come back as lists.
-            metrics: of an evaluation at this step; null is stored for what is not finite.
 
         Raises:
             ValueError: another kind of step, state or meta; all problems at once, nothing written.
-            OSError: the save before this one failed.
+            SaveError: this save or the one before it failed.
         """
         problems: list[str] = []
         try:
@@ -155,7 +152,7 @@ class Checkpoints:
                 f"step {latest} is there already: resume from it, choose another --workdir, or "
                 f"move {self.directory}/{latest} away"
             )
-        record, strange = manifest.record(leaves, meta, metrics, has_text=text is not None)
+        record, strange = manifest.record(leaves, meta, has_text=text is not None)
         problems += strange
         if problems:
             raise ValueError(
@@ -168,10 +165,37 @@ class Checkpoints:
         }
         if text is not None:
             items["text"] = ocp.args.PyTreeSave({"embeddings": text})
-        self._scores[step], self._saving = self._score(record), step
-        self._manager.directory.mkdir(parents=True, exist_ok=True)
-        # force: when to save is the caller's decision, not that of Orbax's interval
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._saving = step
+        try:
+            self._manager.directory.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            # force: when to save is the caller's decision, not that of Orbax's interval
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:  # any type: Orbax writes a part of it at once
+            raise self._failed(error) from error
+
+    def judge(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Put the metrics of an evaluation beside a step that was saved, and keep what is best.
+
+        Args:
+            metrics: JSON; null is stored for what is not finite.
+
+        Raises:
+            ValueError: there is no such step.
+            OSError: they cannot be written.
+        """
+        self._check_present(step)
+        found, folder = manifest.plain(metrics), self._manager.directory / str(step)
+        if jax.process_index() == 0:
+            manifest.write_metrics(folder, found)
+        self._retention.judge(step, found)
+        for old in sorted({*self.steps()} - self._retention.kept(self.steps())):
+            with paths.writing(self.directory):
+                self._manager.delete(old)
+
+    def judged(self, step: int) -> bool:
+        """Whether the metrics of a step are there."""
+        return (self._manager.directory / str(step) / manifest.METRICS).exists()
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Restore the state of a step into the shapes and shardings of `abstract_state`.
@@ -213,21 +237,23 @@ class Checkpoints:
         as_numpy = {"embeddings": ocp.RestoreArgs(restore_type=np.ndarray)}
         return self._read(step, "text", ocp.args.PyTreeRestore(restore_args=as_numpy))["embeddings"]
 
-    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-        present = self.steps()
-        if step not in present:
+    def _check_present(self, step: int) -> None:
+        if step not in (present := self.steps()):
             raise ValueError(
                 f"no checkpoint of step {step} in {self.directory} (there: {_listing(present)}). "
                 "Choose one of these, or check --workdir"
             )
+
+    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+        self._check_present(step)
         cause = None
         problems = manifest.damage(self._manager.directory / str(step), item)
         if not problems:
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
             except Exception as error:  # tensorstore has no type for damage
-                problems, cause = [_first_line(error)], error
-        others = _listing({*present} - {step})
+                problems, cause = [reason(error)], error
+        others = _listing({*self.steps()} - {step})
         raise ValueError(
             f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "
             f"copy in its place, or use another step (there: {others}); nothing was changed"
@@ -236,22 +262,24 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         return self._read(step, "meta", ocp.args.JsonRestore())
 
-    def _score(self, record: Mapping[str, Any]) -> tuple[int | None, float] | None:
-        """How many images a step was judged by, and its metric."""
-        metrics = record["metrics"] or {}
-        value = metrics.get(self._metric)
-        return None if value is None else (metrics.get("images"), value)
+    def _metrics(self, step: int) -> Mapping[str, Any]:
+        if self._record(step).get("metrics"):
+            raise ValueError(f"{self.directory}/{step}: an earlier otseg_jax stored its metrics")
+        return manifest.read_metrics(self._manager.directory / str(step)) or {}
 
-    def _best(self, steps: Iterable[int]) -> int | None:
-        scored = {step: score for step in steps if (score := self._scores.get(step)) is not None}
-        if not scored:
-            return None
-        images, _ = scored[max(scored)]
-        return max((value, step) for step, (n, value) in scored.items() if n == images)[1]
+    def _failed(self, error: Exception) -> SaveError:
+        with contextlib.suppress(OSError):
+            self._clean()
+            self._manager.reload()  # its list already lacks the steps that were to be deleted
+        steps = [step for step in self._manager.all_steps() if step != self._saving]
+        return SaveError(
+            f"saving step {self._saving} to {self.directory} failed ({reason(error)}); "
+            f"kept: {_listing(steps)}. Check free space and permissions"
+        )
 
-    def _kept(self, steps: Collection[int]) -> set[int | None]:
-        # unreadable ones are kept too: damage is for a person to look at, not a reason to delete
-        return {max(steps), self._best(steps), *self._milestones, *self._unreadable}
+    def _clean(self) -> None:
+        if jax.process_index() == 0:
+            remove_unfinished(self._manager.directory)
 
     def _write_manifest(self) -> None:
         # Orbax calls this on the first process when all is written, just before the rename
@@ -259,22 +287,6 @@ class Checkpoints:
         for folder in self._manager.directory.iterdir():
             if folder.name == name or folder.name.startswith(f"{name}.orbax-checkpoint-tmp"):
                 manifest.write(folder)
-
-
-@dataclass(frozen=True)
-class _Keep:
-    """Orbax preservation policy; its own "best n" deletes the newest, from which a run resumes."""
-
-    kept: Callable[[Collection[int]], set[int | None]]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def _first_line(error: Exception) -> str:
-    # Orbax and tensorstore put pages of context behind it
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
 
 def _listing(steps: Iterable[int]) -> str:

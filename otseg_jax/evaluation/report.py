@@ -5,7 +5,7 @@ The classes are those of the data set that is evaluated; all of them compete for
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from otseg_jax import build, paths
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import restore, spec
+from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
@@ -34,12 +34,16 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
 
     How they were trained (model, regime, crop, normalisation) is taken from their description; the
     vocabulary is that of the data set. `init_from` names the run, if it is not `workdir`, or a
-    model directory.
+    model directory. A workdir in which a run trains is refused; `init_from` reads it all the same.
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
     """
-    workdir = paths.check_writable(workdir)
+    with lock.hold(workdir) as held:
+        _evaluate(options, held)
+
+
+def _evaluate(options: Settings, workdir: Path) -> None:
     found = restore.find(options.init_from or workdir, options.eval.checkpoint)
     adopted = spec.adopt(options, found.spec)
     source = build.open_split(adopted, "val")
@@ -60,6 +64,7 @@ def report(
     workdir: Path,
     *,
     trained: Spec | None = None,
+    before_photo: Callable[[int], None] = lambda number: None,
 ) -> dict[str, metrics.Summary]:
     """Evaluate trained weights; print and return the summary per output, write it and pictures.
 
@@ -67,6 +72,7 @@ def report(
         workdir: gets `results.json`, `predictions.png` and, on request, label maps as PNGs in
             `predictions/<output>/`.
         trained: as in `evaluate_split`.
+        before_photo: as in `evaluate_split`.
     """
     vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
 
@@ -76,16 +82,23 @@ def report(
         if experiment.settings.eval.save_predictions:
             for name, prediction in maps.items():
                 path = workdir / "predictions" / name / f"{example['name']}.png"
-                figures.label_png(path, prediction, vocabulary.palette)
+                with paths.writing(path):
+                    figures.label_png(path, prediction, vocabulary.palette)
 
     images = experiment.settings.eval.images
     results = evaluate_split(
-        experiment, source, weights, images=images, on_photo=on_photo, trained=trained
+        experiment,
+        source,
+        weights,
+        images=images,
+        on_photo=on_photo,
+        trained=trained,
+        before_photo=before_photo,
     )
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        metrics.write_json(workdir / RESULTS, results)
-        figures.panel(workdir / "predictions.png", rows, vocabulary)
+        with paths.writing(workdir):
+            metrics.write_json(workdir / RESULTS, results)
+            figures.panel(workdir / "predictions.png", rows, vocabulary)
         unseen = [vocabulary.names[k] for k in vocabulary.unseen]
         tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
         tqdm.write(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
@@ -100,6 +113,7 @@ def evaluate_split(
     images: int = 0,
     on_photo: sliding.OnPhoto | None = None,
     trained: Spec | None = None,
+    before_photo: Callable[[int], None] = lambda number: None,
 ) -> dict[str, metrics.Summary]:
     """Evaluate trained weights on a split: a summary per output.
 
@@ -107,6 +121,7 @@ def evaluate_split(
         images: at most so many, evenly spaced over the split; 0 for all.
         on_photo: as in `sliding.evaluate`.
         trained: what the weights were trained as, where that is not this experiment.
+        before_photo: called with the number of each photo; what it raises ends the evaluation.
     """
     options, data = experiment.settings, experiment.settings.data
     predict = sliding.make_predict(
@@ -124,16 +139,22 @@ def evaluate_split(
         return {**example, "image": fitted, "photo": photo}
 
     # Every n-th photo is what the first of n processes would read.
-    every = spacing(len(source), images)
+    chosen = photos(len(source), images)
     examples = pipeline.eval_examples(
-        source, prepare, process_count=every, threads=data.threads, buffer=data.buffer
+        source, prepare, process_count=chosen.step, threads=data.threads, buffer=data.buffer
     )
+
+    def watched() -> Iterator[Mapping[str, Any]]:
+        for number, example in enumerate(examples):
+            before_photo(number)
+            yield example
+
     return sliding.evaluate(
         predict,
-        examples,
+        watched(),
         experiment.vocabulary,
         (trained or experiment.spec).offsets(experiment.vocabulary.names, options.eval.seen_offset),
-        total=-(-len(source) // every),
+        total=len(chosen),
         window=data.crop,
         stride=options.eval.stride,
         batch_size=options.eval.batch_size,
@@ -141,9 +162,9 @@ def evaluate_split(
     )
 
 
-def spacing(total: int, images: int) -> int:
-    """Which photos of a split are evaluated, every n-th, to have at most `images`; 0 for all."""
-    return -(-total // images) if images else 1
+def photos(total: int, images: int) -> range:
+    """Which photos of a split are evaluated: evenly spaced, at most `images`; 0 for all."""
+    return range(0, total, -(-total // images) if images else 1)
 
 
 def _resplit(trained: Spec, vocabulary: Vocabulary) -> Vocabulary:

@@ -1,14 +1,13 @@
 """Stopping when asked: Ctrl-C and SIGTERM become a wish that a loop fulfils when it can."""
 
+import os
 import signal
 import threading
 from typing import Any
 
-from tqdm import tqdm
-
 
 class StopOnSignal:
-    """While it is open, the first signal sets `asked`, and the second one acts as ever."""
+    """While it is open, the first signal sets `asked`, and the second one ends the process."""
 
     asked = False
 
@@ -25,6 +24,9 @@ class StopOnSignal:
         self._handlers = {}
 
     def _ask(self, number: int, frame: Any) -> None:
+        # os.write, as the signal may have come in the middle of a print
+        if self.asked:
+            os.write(2, b"\nstopped at once: what was not saved is lost\n")
+            os._exit(130)
         self.asked = True
-        self.__exit__()
-        tqdm.write("Stopping after this step; once more to stop at once, without saving.")
+        os.write(2, b"\nStopping after this step or photo; once more to stop at once.\n")

@@ -1,13 +1,17 @@
 """What a run tells while it trains: `metrics.jsonl`, one JSON object a line, and its curves."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from otseg_jax import paths
 from otseg_jax.evaluation import figures
+
+LOGGER = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 
@@ -21,14 +25,15 @@ class Log:
     def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
         """Append a line."""
         if jax.process_index() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # a killed run may have left a line without its end
-            cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-            with self.path.open("a") as file:
-                file.write("\n" * cut + json.dumps({"step": step, **numbers}) + "\n")
+            with paths.writing(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # a killed run may have left a line without its end
+                cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+                with self.path.open("a") as file:
+                    file.write("\n" * cut + json.dumps({"step": step, **numbers}) + "\n")
 
-    def write_results(self, step: int, results: Mapping[str, Any]) -> None:
-        """Append the means of an evaluation, as "output/measure"."""
+    def write_results(self, step: int, results: Mapping[str, Any], *, main: str) -> None:
+        """Append the means of an evaluation, as "output/measure"; warn where `main` looks wrong."""
         means = {
             f"{output}/{name}": value
             for output, summary in results.items()
@@ -36,8 +41,18 @@ class Log:
             if name != "iou"
         }
         self.write(step, means)
+        seen, unseen = (results[main][f"miou_{half}"] for half in ("seen", "unseen"))
+        if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
+            LOGGER.warning(
+                "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
+                "not fit the tower (--config.text.embeddings, --config.clip.source)",
+                step,
+                seen,
+                unseen,
+            )
 
     def draw(self) -> None:
         """Draw the curves beside it."""
         if jax.process_index() == 0:
-            figures.curves(self.path.with_name("curves.png"), self.path)
+            with paths.writing(self.path.parent):
+                figures.curves(self.path.with_name("curves.png"), self.path)

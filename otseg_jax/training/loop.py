@@ -18,9 +18,10 @@ import optax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from otseg_jax import build, paths, sharding
+from otseg_jax import build, sharding
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import restore, spec
+from otseg_jax.checkpoints import lock, restore, spec
+from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.data.classes import Vocabulary
@@ -48,7 +49,11 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
         FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
         KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
-    workdir = paths.check_writable(workdir)
+    with lock.hold(workdir) as held:
+        _train(options, held, transport)
+
+
+def _train(options: Settings, workdir: Path, transport: Transport | None) -> None:
     source, validation = build.open_split(options, "train"), build.open_split(options, "val")
     build.check_labels(options, train=source, val=validation)
     experiment = build.assemble(options, source.vocabulary, transport=transport)
@@ -75,16 +80,13 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
             seed=options.seed,
         )
         run = _Run(experiment, workdir, validation, checkpoints, schedule, saved=start)
-        if start < options.train.steps:
-            run(step, state, start, build.train_batches(options, source, start))
-        else:
-            report.report(experiment, validation, state.trainable, workdir)
+        run(step, state, start, build.train_batches(options, source, start))
 
 
 def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> Checkpoints:
     """The checkpoints of a run: latest, best on validation, and the half of the schedule."""
     # a transductive run starts from the half of an inductive one
-    half, metric = options.train.steps // 2, "hiou" if vocabulary.unseen else "miou"
+    half, metric = restore.half(options.train.steps), "hiou" if vocabulary.unseen else "miou"
     return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
 
 
@@ -147,23 +149,30 @@ class _Run:
     ) -> None:
         """Run from `start` to the end; whatever stops it, the finished steps are saved."""
         self.done, self.state = start, state
-        try:
-            self._loop(step, batches)
-        except BaseException:
-            # a broken photo or an impatient Ctrl-C must not cost the steps since the last save
-            alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-            if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
-                self._save(metrics=None)
-            raise
-        finally:
-            self.checkpoints.wait()
+        with StopOnSignal() as self.stop:
+            try:
+                self._loop(step, batches)
+            except SaveError:
+                raise  # once more would fail once more
+            except BaseException:
+                # a broken photo must not cost the steps since the last save
+                alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+                if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                    self._save()
+                raise
+            finally:
+                self.checkpoints.wait()
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
         frozen, text = self.experiment.frozen, self.experiment.text
         start, silent = self.done, jax.process_index() != 0
         progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
-        with progress, StopOnSignal() as stop:
+        with progress:
+            # stopped or killed after it was saved and before it was evaluated; a run that is
+            # complete shows its table again
+            if start == train.steps or (start and not self.checkpoints.judged(start)):
+                self._evaluate()
             # the first step compiles and is no part of the speed
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
@@ -180,53 +189,81 @@ class _Run:
                     speed = images / (time.perf_counter() - began) if images else None
                     progress.set_postfix(self._tell(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                stopping = self._all_stop(stop.asked)
-                if self._validate_and_save(stopping):
+                if self._save_and_validate(self._all_stop(done)):
                     began, timed_from = time.perf_counter(), done
-                if stopping and done < train.steps:
-                    raise KeyboardInterrupt(
-                        f"stopped after step {done}, which is saved: the same command goes on"
-                    )
 
-    def _all_stop(self, asked: bool) -> bool:
-        """Whether to stop; several processes must agree on the step, and meet at each log."""
+    def _all_stop(self, number: int) -> bool:
+        """Whether to stop at a step or photo; several processes agree, at multiples of a log."""
         if jax.process_count() == 1:
-            return asked
-        if self.done % self.options.train.log_every:
+            return self.stop.asked
+        if number % self.options.train.log_every:
             return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(asked))))
+        return bool(np.any(multihost_utils.process_allgather(np.array(self.stop.asked))))
 
-    def _validate_and_save(self, stopping: bool) -> bool:
-        """Validate and save where it is time to; returns whether that took time."""
-        train, done, metrics = self.options.train, self.done, None
+    def _save_and_validate(self, stopping: bool) -> bool:
+        """Save and validate where it is time to; returns whether that took time."""
+        train, done = self.options.train, self.done
+        planned = done % train.checkpoint_every == 0 or done == restore.half(train.steps)
+        save = stopping or planned or self._is_evaluated()
+        if not save:
+            self.checkpoints.check()
+            return False
+        if not self._finite():
+            raise self._diverged()
+        self._save()
+        if stopping:
+            raise self._stopped()
+        self._evaluate()
+        return True
+
+    def _stopped(self) -> KeyboardInterrupt:
+        return KeyboardInterrupt(
+            f"stopped after step {self.done}, which is saved: the same command goes on"
+        )
+
+    def _is_evaluated(self) -> bool:
+        every, done = self.options.train.eval_every, self.done
+        return done == self.options.train.steps or bool(every and done % every == 0)
+
+    def _evaluate(self) -> None:
+        """Evaluate the step that was saved last, where one is due, and keep it if it is best."""
+        if not self._is_evaluated():
+            return
+        self.checkpoints.wait()  # a kill in the evaluation must not cost the steps before it
+
+        def before_photo(number: int) -> None:
+            if self._all_stop(number):
+                raise self._stopped()
+
         judged = (self.experiment, self.validation, self.state.trainable)
-        if done == train.steps:
-            self.log.draw()
+        train, images = self.options.train, self.options.train.eval_images
+        last = self.done == train.steps
+        if last:
             images = self.options.eval.images
-            metrics = self._judge(report.report(*judged, self.workdir), images)
-            evaluated = 0 < train.eval_every < train.steps
-            if evaluated and self._photos(train.eval_images) != self._photos(images):
-                # the best of a run is found by the photos of all its evaluations
-                results = report.evaluate_split(*judged, images=train.eval_images)
-                metrics = self._figures(results, train.eval_images)
-        elif train.eval_every and done % train.eval_every == 0 and not stopping:
-            results = report.evaluate_split(*judged, images=train.eval_images)
-            metrics = self._judge(results, train.eval_images)
-        half_or_end = done in (train.steps, train.steps // 2)
-        save = stopping or half_or_end or metrics or done % train.checkpoint_every == 0
-        if save:
-            if not self._finite():
-                raise self._diverged()
-            self._save(metrics)
-        return bool(save)
+            results = report.report(*judged, self.workdir, before_photo=before_photo)
+        else:
+            results = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+        if self.checkpoints.judged(self.done):
+            return
+        self.log.write_results(self.done, results, main=self.experiment.spec.outputs.main)
+        metrics = self._figures(results, images)
+        if last:
+            self.log.draw()
+            # the best of a run is found by the photos of all its evaluations
+            same = self._figures(results, train.eval_images)
+            if 0 < train.eval_every < train.steps and same["images"] != metrics["images"]:
+                images = train.eval_images
+                results = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+                metrics = self._figures(results, images)
+        # it comes last: it says that this step needs no evaluation
+        self.checkpoints.judge(self.done, metrics)
 
-    def _save(self, metrics: Mapping[str, Any] | None) -> None:
+    def _save(self) -> None:
         self.checkpoints.save(
             self.done,
             self.state._asdict(),
             self.experiment.record.to_json(),
             text=np.asarray(self.experiment.text),
-            metrics=metrics,
         )
         self.saved = self.done
 
@@ -241,31 +278,11 @@ class _Run:
             f"checkpoints up to step {self.saved} are untouched"
         )
 
-    def _photos(self, images: int) -> int:
-        """How many photos an evaluation of at most so many looks at."""
-        total = len(self.validation)
-        return len(range(0, total, report.spacing(total, images)))
-
     def _figures(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
         """What is saved of an evaluation: figures of the main output, and of how many photos."""
         main = results[self.experiment.spec.outputs.main]
         kept = {name: value for name, value in main.items() if name != "iou"}
-        return {**kept, "images": self._photos(images)}
-
-    def _judge(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
-        """Log the figures of an evaluation; return those that are saved."""
-        self.log.write_results(self.done, results)
-        main = results[self.experiment.spec.outputs.main]
-        seen, unseen = main["miou_seen"], main["miou_unseen"]
-        if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
-            LOGGER.warning(
-                "step %d: seen classes reach %.1f mIoU, unseen ones %.1f: the text embeddings may "
-                "not fit the tower (--config.text.embeddings, --config.clip.source)",
-                self.done,
-                seen,
-                unseen,
-            )
-        return self._figures(results, images)
+        return {**kept, "images": len(report.photos(len(self.validation), images))}
 
     def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
