@@ -1,0 +1,153 @@
+"""A workdir and the processes that write to it: killed, stopped, two at once, no room to save."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from otseg_jax.checkpoints import lock
+from otseg_jax.checkpoints.failure import SaveError
+from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.weights import names
+
+HERE = Path(__file__).parent
+STEPS = 4
+# the last evaluation takes seconds, and nothing but the evaluations asks for a save
+FIELDS = {"train.steps": STEPS, "train.eval_every": 2, "train.eval_images": 6}
+FIELDS |= {"data.images.val": 300, "train.checkpoint_every": 100}
+CODE = """
+import sys, json, small
+from otseg_jax import cli
+from otseg_jax.training import loop
+cli.quiet_libraries()
+cli.run(lambda: loop.train(small.settings(**json.loads(sys.argv[2])), sys.argv[1]))
+"""
+
+
+def start(workdir, cache, **fields):
+    paths = f"{HERE}{os.pathsep}{HERE.parent}"
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, str(workdir), json.dumps(FIELDS | fields)],
+        env=os.environ | {"PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=200):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        time.sleep(0.02)
+
+
+def last_lines(workdir):
+    """Of each step its last line of losses, and its last line of an evaluation."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second", None)
+    return {(line["step"], "loss" in line): line for line in lines}
+
+
+def trained(workdir):
+    """What a run leaves, bit for bit, without what tells of time."""
+    folder, arrays = workdir / "checkpoints", {}
+    with Checkpoints(folder) as checkpoints:
+        kept = checkpoints.steps()
+    for step in kept:
+        restored = ocp.PyTreeCheckpointer().restore(folder / str(step) / "state")
+        for name, leaf in names.flatten(restored).items():
+            arrays[step, name] = np.asarray(leaf).tobytes()
+    scores = {step: (folder / str(step) / "metrics.json").read_text() for step in kept}
+    return arrays, scores, (workdir / "results.json").read_text(), last_lines(workdir)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run alone and uninterrupted, and the cache of its programs."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder / "run", folder / "xla")
+    assert process.wait(300) == 0, process.stderr.read()
+    return folder / "run", folder / "xla"
+
+
+def test_killed_and_stopped_in_the_evaluation_it_ends_the_same(whole, tmp_path):
+    """Killed after a step, killed in the last evaluation, stopped there by SIGTERM, then let go."""
+    run, (expected, cache) = tmp_path / "run", whole
+    steps = run / "checkpoints"
+
+    def logged(step):
+        return (run / "metrics.jsonl").exists() and (step, True) in last_lines(run)
+
+    killed = start(run, cache)
+    wait_for(lambda: logged(STEPS - 1))
+    killed.kill()
+    killed.communicate()
+    assert (steps / str(STEPS // 2)).is_dir(), "steps before an evaluation are lost"
+
+    killed = start(run, cache)
+    wait_for(lambda: (steps / str(STEPS)).is_dir())
+    killed.kill()
+    killed.communicate()
+    assert not (run / "results.json").exists(), "the evaluation was over: the test shows nothing"
+
+    stopped = start(run, cache)
+    seen = ""
+    while "evaluate:" not in seen:
+        seen += stopped.stderr.read(1)
+    stopped.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said = stopped.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 15
+    assert stopped.returncode == 130, said
+    assert f"stopped after step {STEPS}, which is saved: the same command goes on" in said
+    assert "Traceback" not in said
+    assert not (run / "results.json").exists()
+
+    again = start(run, cache)
+    assert again.wait(300) == 0, again.stderr.read()
+    assert trained(run) == trained(expected)
+    assert {p.name for p in run.iterdir()} == {p.name for p in expected.iterdir()}
+
+
+def test_the_second_command_in_a_workdir_ends_at_once(whole, tmp_path):
+    expected, cache = whole
+    first = start(tmp_path / "run", cache)
+    wait_for(lambda: (tmp_path / "run" / lock.NAME).exists())
+    began = time.monotonic()
+    second = start(tmp_path / "run", cache)
+    said = second.communicate(timeout=100)[1]
+    assert time.monotonic() - began < 15
+    assert second.returncode == 1
+    assert f"in use by process {first.pid} on " in said
+    assert len(said.splitlines()) == 1, said
+    assert first.wait(300) == 0, first.stderr.read()
+    assert trained(tmp_path / "run") == trained(expected)
+
+
+def test_a_lock_of_a_killed_process_holds_nothing(tmp_path):
+    (tmp_path / lock.NAME).write_text("process 1 on another")
+    with lock.hold(tmp_path), pytest.raises(ValueError, match=f"process {os.getpid()} on "):
+        lock.hold(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_fails_is_told_before_the_next_one(tmp_path):
+    big = {"noise": np.random.default_rng(0).integers(0, 2**31, 2**24).astype(np.int32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"noise": big["noise"][:9]}, {})
+        checkpoints.wait()
+        checkpoints.save(2, big, {})
+        (tmp_path / "2").write_text("in the way")
+
+        with pytest.raises(SaveError, match=r"saving step 2 .*kept: step 1\."):
+            wait_for(checkpoints.check, 60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
