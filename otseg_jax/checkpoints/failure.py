@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 # tensorstore tells these in its own words, among paths and addresses
@@ -29,3 +30,8 @@ def remove_unfinished(directory: Any) -> None:
         step, temporary, _ = folder.name.partition(".orbax-checkpoint-tmp")
         if temporary and step.isdecimal():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def listing(steps: Iterable[int]) -> str:
+    """Steps as a message names them."""
+    return ", ".join(f"step {s}" for s in sorted(steps)) or "none"

@@ -23,7 +23,7 @@ from jaxtyping import Float32
 
 from otseg_jax import paths
 from otseg_jax.checkpoints import manifest
-from otseg_jax.checkpoints.failure import SaveError, reason, remove_unfinished
+from otseg_jax.checkpoints.failure import SaveError, listing, reason, remove_unfinished
 from otseg_jax.checkpoints.retention import Retention
 from otseg_jax.weights import names
 
@@ -240,7 +240,7 @@ class Checkpoints:
     def _check_present(self, step: int) -> None:
         if step not in (present := self.steps()):
             raise ValueError(
-                f"no checkpoint of step {step} in {self.directory} (there: {_listing(present)}). "
+                f"no checkpoint of step {step} in {self.directory} (there: {listing(present)}). "
                 "Choose one of these, or check --workdir"
             )
 
@@ -253,7 +253,7 @@ class Checkpoints:
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
             except Exception as error:  # tensorstore has no type for damage
                 problems, cause = [reason(error)], error
-        others = _listing({*self.steps()} - {step})
+        others = listing({*self.steps()} - {step})
         raise ValueError(
             f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "
             f"copy in its place, or use another step (there: {others}); nothing was changed"
@@ -274,7 +274,7 @@ class Checkpoints:
         steps = [step for step in self._manager.all_steps() if step != self._saving]
         return SaveError(
             f"saving step {self._saving} to {self.directory} failed ({reason(error)}); "
-            f"kept: {_listing(steps)}. Check free space and permissions"
+            f"kept: {listing(steps)}. Check free space and permissions"
         )
 
     def _clean(self) -> None:
@@ -287,7 +287,3 @@ class Checkpoints:
         for folder in self._manager.directory.iterdir():
             if folder.name == name or folder.name.startswith(f"{name}.orbax-checkpoint-tmp"):
                 manifest.write(folder)
-
-
-def _listing(steps: Iterable[int]) -> str:
-    return ", ".join(f"step {s}" for s in sorted(steps)) or "none"
