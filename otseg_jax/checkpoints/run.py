@@ -13,7 +13,7 @@ place by one rename, so that a folder named by a number is complete. It holds
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
