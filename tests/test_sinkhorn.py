@@ -1,13 +1,17 @@
 """Sinkhorn and MPS against the authors' numbers, ott-jax, linear programming and mathematics."""
 
+import importlib
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from oracles import numbers, reference_sinkhorn, relative_error
 
+import otseg_jax
 from otseg_jax.ot.sinkhorn import mps, sinkhorn, solve
 
 # Updates after which the authors' program left its loop, found by fitting its float64 plans.
@@ -254,3 +258,112 @@ def test_bad_options_are_named(options):
 def test_an_empty_problem_is_refused():
     with pytest.raises(ValueError, match="m=0"):
         mps(jnp.zeros((0, 2)))
+
+
+@pytest.mark.parametrize("iterations", [None, 300])
+def test_epsilon_may_be_an_array(iterations):
+    similarity, epsilons = random_similarity(20, 3, 30, 4), jnp.array([0.05, 0.2, 0.01])
+    options = {"iterations": iterations}
+    expected = [
+        mps(s, epsilon=float(e), **options) for s, e in zip(similarity, epsilons, strict=True)
+    ]
+    each = jax.jit(lambda s, e: mps(s, epsilon=e, **options))
+    # another kernel, in another order: the rounding of S/ε, times what plans feel of it
+    np.testing.assert_allclose(each(similarity, epsilons), jnp.stack(expected), rtol=3e-5)
+    mapped = jax.jit(jax.vmap(lambda e: mps(similarity[0], epsilon=e, **options)))(epsilons)
+    np.testing.assert_allclose(mapped[0], expected[0], rtol=3e-5)
+    np.testing.assert_allclose(mapped[1], mps(similarity[0], epsilon=0.2, **options), rtol=3e-5)
+    np.testing.assert_allclose(each(similarity[0], epsilons[0]), expected[0], rtol=3e-5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    similarity, unchecked = random_similarity(21, 20, 3), inspect.unwrap(mps)
+    expected = mps(similarity, epsilon=float(np.float32(0.05)))
+    for epsilon in (np.float32(0.05), np.array(0.05, np.float32), np.float64(np.float32(0.05))):
+        np.testing.assert_array_equal(unchecked(similarity, epsilon=epsilon), expected)
+    np.testing.assert_array_equal(unchecked(similarity, epsilon=1), mps(similarity, epsilon=1.0))
+
+
+def test_gradient_of_epsilon():
+    with jax.enable_x64(True):
+        similarity = jnp.asarray(random_similarity(22, 2, 7, 3), jnp.float64)
+
+        def loss(epsilon, similarity, **options):
+            options = options or {"tolerance": 1e-13}
+            plan = sinkhorn(jnp.asarray(similarity), epsilon=jnp.asarray(epsilon), **options)
+            return jnp.sum(jnp.sin(100.0 * plan))
+
+        epsilon = jnp.array([0.2, 0.3])
+        check_grads(
+            jax.jit(loss), (epsilon, similarity), order=2, modes=["rev"], atol=1e-5, rtol=1e-5
+        )
+        gradient = jax.jit(jax.grad(loss))(epsilon, similarity)
+        unrolled = jax.jit(jax.grad(lambda e: loss(e, similarity, iterations=1000)))(epsilon)
+        np.testing.assert_allclose(gradient, unrolled, rtol=1e-9)
+        single = similarity.astype(jnp.float32)
+        shared = jax.grad(lambda e: jnp.sum(mps(single, epsilon=e) ** 2))(0.25)
+        exact = jax.grad(lambda e: jnp.sum(mps(similarity, epsilon=e, tolerance=1e-12) ** 2))(0.25)
+        np.testing.assert_allclose(shared, exact, rtol=1e-4)  # float32, and a sum that cancels
+
+
+def test_diagnostics_for_each_epsilon():
+    similarity, epsilons = random_similarity(23, 2, 20, 3), jnp.array([0.05, 0.2])
+    together = jax.jit(lambda e: solve(similarity, epsilon=e))(epsilons)
+    for i, epsilon in enumerate(epsilons):
+        alone = solve(similarity[i], epsilon=float(epsilon))
+        np.testing.assert_allclose(together.dual_value[i], alone.dual_value, atol=1e-6)
+        np.testing.assert_allclose(together.entropy[i], alone.entropy, atol=1e-5)
+    negative = jax.jit(lambda e: mps(similarity, epsilon=e))(jnp.array([-0.05, 0.05]))
+    assert np.all(np.isnan(negative[0]))
+    assert np.all(np.isfinite(negative[1]))
+
+
+def test_what_was_given_up_on():
+    similarity = jnp.stack([random_similarity(24, 64, 8)] * 2)
+    epsilon = jnp.array([1e-6, 0.05])
+    with pytest.warns(RuntimeWarning, match=r"gave up on 1 of 2 .*epsilon \(1e-06\)"):
+        given_up = mps(similarity, epsilon=epsilon)
+    np.testing.assert_array_equal(mps(similarity, epsilon=epsilon, on_error="ignore"), given_up)
+    assert np.all(np.isfinite(given_up))
+    marked = jax.jit(lambda s, e: mps(s, epsilon=e, on_error="nan"))
+    scores, gradient = marked(similarity, epsilon), jax.grad(lambda s: marked(s, epsilon)[0].sum())
+    assert np.all(np.isnan(scores[0]))
+    np.testing.assert_allclose(scores[1], given_up[1], rtol=1e-5)
+    assert np.any(np.isnan(gradient(similarity)))
+    with pytest.raises(ValueError, match="gave up on 1 of 2"):
+        sinkhorn(similarity, epsilon=epsilon, on_error="raise")
+    with pytest.raises(ValueError, match="not possible under jit"):
+        jax.jit(lambda s: mps(s, on_error="raise"))(similarity)
+    with pytest.raises(ValueError, match="1 of 2 transport problems hold a NaN"):
+        mps(similarity.at[1, 3, 2].set(jnp.nan), on_error="raise")
+
+
+def test_no_cosines_are_answered_by_epsilon():
+    directions = jax.random.normal(jax.random.key(25), (40, 16))
+    raw = directions[:32] @ directions[32:].T
+    cosines = random_similarity(26, 32, 8)
+    for similarity in (100.0 * cosines, raw * 30.0, jnp.stack([cosines, 100.0 * cosines])):
+        for options in ({}, {"epsilon": 0.01}, {"iterations": 20}):
+            with pytest.raises(ValueError, match=r"multiply epsilon .*epsilon=[\d.]+ would fit"):
+                sinkhorn(similarity, **options)
+        with pytest.raises(ValueError, match="would fit") as error:
+            mps(similarity)
+        fits = float(str(error.value).split("epsilon=")[-1].split()[0])
+        assert solve(similarity, epsilon=fits).marginal_error.max() < 2e-6
+    scaled = mps(100.0 * cosines, epsilon=5.0) / 100.0
+    np.testing.assert_allclose(scaled, mps(cosines), rtol=1e-4, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mps(3.0 * cosines, epsilon=0.1)  # no cosines either, but in range
+
+
+def test_public_names_are_functions_and_the_module_is_a_module():
+    assert inspect.isfunction(otseg_jax.sinkhorn)
+    assert inspect.isfunction(otseg_jax.mps)
+    assert inspect.ismodule(importlib.import_module("otseg_jax.ot.sinkhorn"))
+    import otseg_jax.ot.sinkhorn as module
+
+    assert inspect.ismodule(module)
+    assert module.sinkhorn is otseg_jax.sinkhorn
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("otseg_jax.sinkhorn")

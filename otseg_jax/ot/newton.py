@@ -143,7 +143,7 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
         accepted = (error < state.error) | ~bold | (state.steps < 0)
         failed = jnp.maximum(8.0 * state.damping, 0.1 / jnp.minimum(state.error, 1.0))
         damping = jnp.where(accepted, state.damping / 4.0, failed)
-        failures = state.failures + ~accepted
+        failures = state.failures + (~accepted).astype(jnp.int32)
         steps = state.steps + 1
         candidate = state._replace(potentials=potentials, edges=edges, columns=columns, error=error)
         point = jax.tree.map(functools.partial(_select, accepted), candidate, state)

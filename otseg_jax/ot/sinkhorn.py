@@ -19,6 +19,9 @@ from jax.scipy.special import logsumexp, xlogy
 from jaxtyping import Array, Bool, Float, Int
 
 from otseg_jax.ot import implicit, newton
+from otseg_jax.ot.problem import OnError, Problem, prepare, tell
+
+ANY_EPSILON = 2.0**-6  # a power of 2, and in the log domain, which bears any similarities
 
 
 class Solution(NamedTuple):
@@ -34,11 +37,12 @@ class Solution(NamedTuple):
 def sinkhorn(
     similarity: Float[Array, "*batch m n"],
     *,
-    epsilon: float = 0.05,
+    epsilon: float | Float[Array, "*#batch"] = 0.05,
     iterations: int | None = None,
     tolerance: float = 1e-6,
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
+    on_error: OnError = "warn",
 ) -> Float[Array, "*batch m n"]:
     """Transport plan that maximises similarity, smoothed by entropy.
 
@@ -46,9 +50,12 @@ def sinkhorn(
     plans T ≥ 0 whose rows sum to a (pixels, 1/m each) and columns to b (prompts, 1/n each).
 
     Args:
-        similarity: cosine in [-1, 1], beyond which the result may be NaN. bf16 and f16 are solved
-            in f32.
+        similarity: cosine in [-1, 1]; of what is c times as large, take c times the epsilon. bf16,
+            f16 and integers are solved in f32.
         epsilon: weight of the entropy, in units of the cost 1 − S; > 0, tested from 0.5 to 0.005.
+            A number is compiled into the program, which is fastest. An array, traced or not, is an
+            argument: one for all problems or one for each, with a gradient, and NaN where it is
+            not > 0. (Several for one problem: `jax.vmap(lambda e: sinkhorn(s, epsilon=e))`.)
         iterations: None solves to `tolerance`, each problem on its own; the gradient is implicit
             and its memory does not grow with the steps. A number runs exactly that many updates
             (rows, then columns, so that columns are met exactly) and differentiates through them.
@@ -58,13 +65,19 @@ def sinkhorn(
         pixel_weights: ≥ 0, a up to scale; None: all alike. False or 0 (or less) masks a pixel: its
             row is exactly 0, whatever its similarities are, NaN included.
         prompt_weights: b, likewise. Where no pixel or no prompt is left, the plan is 0.
+        on_error: what to do about a problem that was given up on after 200 steps, or whose
+            similarities are no cosines. "warn": such a plan is returned as it is, its columns not
+            met, with a RuntimeWarning; no cosines are a ValueError. "raise": a ValueError for both,
+            and for NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
+            is also what "warn" does under jit, vmap and grad, where there are no values to look at
+            (and "raise" is refused). To look costs a wait for the result.
 
     Returns:
         Non-negative; rows sum to a, columns to b, everything to 1. A problem that holds a NaN,
         among its weights too, returns NaN, and only that one.
 
     Raises:
-        ValueError: epsilon, iterations or tolerance is not positive, or m or n is zero.
+        ValueError: arguments that are no numbers, do not fit or are out of range; see `on_error`.
         TypeError: forward-mode differentiation of a converged plan (from JAX); use reverse mode,
             which may be repeated, or a fixed number of iterations.
 
@@ -82,19 +95,30 @@ def sinkhorn(
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn; Cuturi 2013; the semi-dual Newton
         method, `otseg_jax.ot.newton`.
     """
-    problem = _prepare(similarity, pixel_weights, prompt_weights)
-    plan, _, _ = _solve(*problem, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
-    return jnp.swapaxes(plan, -1, -2)
+    problem = prepare(
+        similarity,
+        epsilon=epsilon,
+        iterations=iterations,
+        tolerance=tolerance,
+        pixel_weights=pixel_weights,
+        prompt_weights=prompt_weights,
+        on_error=on_error,
+    )
+    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
+    plan = jnp.swapaxes(solved.plan, -1, -2)
+    tell(problem, plan, gave_up, on_error)
+    return plan
 
 
 def mps(
     similarity: Float[Array, "*batch m n"],
     *,
-    epsilon: float = 0.05,
+    epsilon: float | Float[Array, "*#batch"] = 0.05,
     iterations: int | None = None,
     tolerance: float = 1e-6,
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
+    on_error: OnError = "warn",
 ) -> Float[Array, "*batch m"]:
     """Multi-Prompt Sinkhorn: how well each pixel matches a class that n prompts describe.
 
@@ -113,20 +137,32 @@ def mps(
 
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn.
     """
-    kernel, a, b = problem = _prepare(similarity, pixel_weights, prompt_weights)
-    plan, _, _ = _solve(*problem, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
+    problem = prepare(
+        similarity,
+        epsilon=epsilon,
+        iterations=iterations,
+        tolerance=tolerance,
+        pixel_weights=pixel_weights,
+        prompt_weights=prompt_weights,
+        on_error=on_error,
+    )
+    kernel, a, b, _ = problem
+    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
     prompts = jnp.sum(b > 0, axis=-1, keepdims=True).astype(a.dtype)
-    return newton.quotient(prompts * jnp.sum(plan * kernel, axis=-2), a)
+    scores = newton.quotient(prompts * jnp.sum(solved.plan * kernel, axis=-2), a)
+    tell(problem, scores, gave_up, on_error)
+    return scores
 
 
 def solve(
     similarity: Float[Array, "*batch m n"],
     *,
-    epsilon: float = 0.05,
+    epsilon: float | Float[Array, "*#batch"] = 0.05,
     iterations: int | None = None,
     tolerance: float = 1e-6,
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
+    on_error: OnError = "warn",
 ) -> Solution:
     """Solve as `sinkhorn` does, and say how it went; options and errors as `sinkhorn`.
 
@@ -146,16 +182,26 @@ def solve(
 
     Source: Cuturi and Peyré 2016 (the semi-dual).
     """
-    kernel, a, b = problem = _prepare(similarity, pixel_weights, prompt_weights)
-    solved = _solve(*problem, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
+    problem = prepare(
+        similarity,
+        epsilon=epsilon,
+        iterations=iterations,
+        tolerance=tolerance,
+        pixel_weights=pixel_weights,
+        prompt_weights=prompt_weights,
+        on_error=on_error,
+    )
+    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
+    tell(problem, solved.plan, gave_up, on_error)
+    kernel, a, b, each = problem
     plan, v, a, b = jax.lax.stop_gradient((solved.plan, solved.potentials, a, b))
     row_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=-2) - a), axis=-1)
     column_error = jnp.sum(jnp.abs(jnp.sum(plan, axis=-1) - b), axis=-1)
-    exponent = jax.lax.stop_gradient((kernel - 1.0) / epsilon) + v[..., None]
+    exponent = jax.lax.stop_gradient(_over(kernel - 1.0, each)) + v[..., None]
     # u is the one that meets the rows for this v: the dual is a lower bound then, solved or not.
     pixels = jnp.where(a == 0, 0.0, xlogy(a, a) - a * logsumexp(exponent, axis=-2))
     prompts = jnp.where(b == 0, 0.0, b * v)
-    dual = epsilon * (jnp.sum(pixels, axis=-1) + jnp.sum(prompts, axis=-1))
+    dual = jax.lax.stop_gradient(each) * (jnp.sum(pixels, axis=-1) + jnp.sum(prompts, axis=-1))
     return Solution(
         plan=jnp.swapaxes(solved.plan, -1, -2),
         steps=solved.steps,
@@ -165,42 +211,30 @@ def solve(
     )
 
 
-def _prepare(similarity, pixel_weights, prompt_weights):
-    """Similarity [..., n, m] with 0 where masked, and the marginals a [..., m] and b [..., n]."""
-    similarity = jnp.asarray(similarity)  # a float64 of NumPy becomes float32, without x64
-    m, n = similarity.shape[-2:]
-    if m == 0 or n == 0:
-        raise ValueError(f"sinkhorn needs at least one pixel and one prompt, got m={m}, n={n}")
-    similarity = similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
-    # Pixels are many and prompts few: with pixels last, the long axis fills the vector lanes.
-    # Behind the barrier it is transposed once, and not for each use.
-    kernel = jax.lax.optimization_barrier(jnp.swapaxes(similarity, -1, -2))
-    batch, dtype = similarity.shape[:-2], similarity.dtype
-    a, b = (
-        jnp.full((*batch, size), 1.0, dtype)
-        if weights is None
-        else jnp.broadcast_to(weights, (*batch, size)).astype(dtype)
-        for weights, size in ((pixel_weights, m), (prompt_weights, n))
-    )
-    if pixel_weights is not None or prompt_weights is not None:
-        # A zero among zeros has no direction to grow in: its gradient is 0 by definition.
-        # (`<=`, and not its opposite: a NaN is no mask, it has to reach the plan.)
-        a, b = jnp.where(a <= 0, 0.0, a), jnp.where(b <= 0, 0.0, b)
-        none = jnp.all(a == 0, axis=-1) | jnp.all(b == 0, axis=-1)
-        a, b = jnp.where(none[..., None], 0.0, a), jnp.where(none[..., None], 0.0, b)
-        kernel = jnp.where((a[..., None, :] > 0) & (b[..., None] > 0), kernel, 0.0)
-    a = newton.quotient(a, jnp.sum(a, axis=-1, keepdims=True))
-    b = newton.quotient(b, jnp.sum(b, axis=-1, keepdims=True))
-    return kernel, a, b
+def _over(x, epsilon):
+    return x / (epsilon[..., None, None] if isinstance(epsilon, jax.Array) else epsilon)
+
+
+def _answer(problem: Problem, iterations, tolerance, on_error):
+    """What was solved, and which problems were given up on: NaN, if that is asked for."""
+    similarity, a, b, epsilon = problem
+    if isinstance(epsilon, jax.Array):
+        # The plan depends on S/ε alone. Scaled to a constant ε, it is differentiated through S.
+        similarity, epsilon = _over(similarity, epsilon) * ANY_EPSILON, ANY_EPSILON
+    solved = _solve(similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
+    gave_up = jnp.zeros_like(solved.steps, bool)
+    if iterations is None and on_error != "ignore":
+        gave_up = solved.steps >= newton.MAX_STEPS
+    if on_error == "nan":
+        # a factor, for the gradient to be NaN as well
+        solved = solved._replace(
+            plan=solved.plan * jnp.where(gave_up, jnp.nan, 1.0)[..., None, None]
+        )
+    return solved, gave_up
 
 
 @functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance"))
 def _solve(similarity, a, b, *, epsilon, iterations, tolerance) -> newton.Solved:
-    if epsilon <= 0 or tolerance <= 0 or (iterations is not None and iterations <= 0):
-        raise ValueError(
-            "sinkhorn needs epsilon > 0, tolerance > 0 and iterations > 0 or None, "
-            f"got epsilon={epsilon}, tolerance={tolerance} and iterations={iterations}"
-        )
     if iterations is not None:
         return _unrolled(similarity, a, b, epsilon=epsilon, iterations=iterations)
     if similarity.shape[-2] <= similarity.shape[-1]:
