@@ -98,9 +98,11 @@ def stitch(
         # `where`, as 0 · NaN of a window that fills up the batch would be NaN.
         score = jnp.where(share > 0, share * score.astype(jnp.float32), 0.0)
         patches = score, jnp.full((1, side, side), share, jnp.float32)
-        return jax.tree.map(partial(_add_at, start=(0, y, x)), canvas, patches), None
+        start = (jnp.zeros_like(y), y, x)  # all of one integer type
+        return jax.tree.map(partial(_add_at, start=start), canvas, patches), None
 
-    empty = jnp.zeros((classes, height, width)), jnp.zeros((1, height, width))
+    zeros = partial(jnp.zeros, dtype=jnp.float32)  # whatever JAX's default
+    empty = zeros((classes, height, width)), zeros((1, height, width))
     (total, weight), _ = jax.lax.scan(add, empty, (scores, origins, weights))
     return total / jnp.where(weight > 0, weight, 1.0)
 

@@ -93,7 +93,7 @@ class VisionTower(nnx.Module):
         self.config, self.remat = config, remat
         self.double_class_embedding = double_class_embedding
         width, patch = config.width, config.patch_size
-        normal = nnx.initializers.normal(width**-0.5)
+        normal = nnx.initializers.normal(width**-0.5, jnp.float32)  # whatever JAX's default
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,)))
         self.position_embedding = nnx.Param(normal(rngs.params(), (1 + config.grid**2, width)))
         self.patch_embedding = nnx.Conv(
@@ -181,7 +181,7 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: TextConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config, width = config, config.width
-        token, position = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
+        token, position = (nnx.initializers.normal(std, jnp.float32) for std in (0.02, 0.01))
         self.token_embedding = nnx.Param(token(rngs.params(), (config.vocab_size, width)))
         self.position_embedding = nnx.Param(position(rngs.params(), (config.context_length, width)))
         self.blocks = nnx.List(

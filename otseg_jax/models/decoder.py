@@ -83,7 +83,8 @@ def dropout(x: Float[Array, "..."], rate: float, key: MaybeKey) -> Float[Array, 
     """Zero entries with probability `rate`, scale the rest by 1/(1 − rate); no key, no dropout."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    # float32, for the same draws under any default of JAX
+    keep = jax.random.bernoulli(key, jnp.float32(1.0 - rate), x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 

@@ -145,7 +145,7 @@ class VisualPrompts(nnx.Module):
         self.proj = torch_linear(width, width, rngs=rngs)
         # The reference draws this weight from He's normal (fan out); its bias keeps the default.
         self.proj.kernel[...] = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
-            rngs.params(), (width, width)
+            rngs.params(), (width, width), jnp.float32
         )
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
         self.dropout = config.dropout

@@ -144,7 +144,8 @@ def make_train_step(
 
         pairs = jnp.maximum(pairs, 1.0)
         gradient = jax.tree.map(lambda g: g / pairs, gradient)
-        updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer
+            updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
         scalars = {name: value / pairs for name, value in terms.items()}
         scalars |= {name: value / accumulate for name, value in accuracies.items()}
         return State(optax.apply_updates(state.trainable, updates), slots), scalars
