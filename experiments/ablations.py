@@ -129,8 +129,8 @@ class Rows:
 
 def run_with(plan: str, argv: list[str]) -> None:
     """`otseg_jax.main` with another plan in place of the transport plan, in model and decoder."""
-    cli.parse(argv, main_module.FLAGS, config=main_module.CONFIG, required=["config", "workdir"])
-    options = build.settings_of(main_module.CONFIG.value)
+    parsed = cli.parse(argv, main_module.FLAGS, required=["config", "workdir"])
+    options = build.settings_of(parsed.config)
     rows = Rows(plan, options.model.epsilon)
     cli.run(lambda: loop.train(options, main_module.WORKDIR.value, transport=rows))
 

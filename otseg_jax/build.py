@@ -7,7 +7,7 @@ trains on.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import settings, sharding, text
+from otseg_jax import paths, settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
@@ -34,8 +34,6 @@ from otseg_jax.weights.clip import Clip
 LOGGER = logging.getLogger(__name__)
 
 Split = folders.Folder | shapes.Shapes
-
-DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,17 @@ class Experiment:
 
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
     """The plain settings that a configuration (`configs/common.py`) asks for; `settings.check`."""
-    return settings.check(config.to_dict())
+    options = settings.check(config.to_dict())
+    for doubt in settings.doubts(options):
+        LOGGER.warning(doubt)
+    return options
 
 
 def open_split(options: Settings, split: str) -> Split:
     """Index one split, "train" or "val", of the data set; errors as of `folders.index`."""
     data = options.data
-    if data.dataset not in DATASETS:
-        raise ValueError(f"data.dataset={data.dataset!r}: choose one of {', '.join(DATASETS)}")
     if data.dataset in shapes.WORDS:
-        size, words = data.images[split], data.dataset
+        size, words = asdict(data.images)[split], data.dataset
         # whatever the seed, a run is judged by the same pictures
         seed = options.seed if split == "train" else 0
         return shapes.Shapes(split, size=size, image_size=data.crop, seed=seed, words=words)
@@ -140,7 +139,7 @@ def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
     """
     dataset = options.data.dataset
     if listing or dataset == "folder":
-        return classes.read(Path(listing) if listing else Path(options.data.root) / "classes.csv")
+        return classes.read(paths.local(listing or Path(options.data.root) / "classes.csv"))
     if dataset not in classes.VOCABULARIES:
         raise ValueError(
             f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split)"
@@ -176,7 +175,7 @@ def open_clip(options: Settings) -> Pretrained:
             LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
         place = options.init_from
     if place == "random":
-        drawn = clip.draw(options.clip.random, image_size=crop, seed=options.seed)
+        drawn = clip.draw(asdict(options.clip.random), image_size=crop, seed=options.seed)
         return Pretrained(clip=drawn, origin=Origin(name=place, format=place))
     return load_clip(place, image_size=crop)
 

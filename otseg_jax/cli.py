@@ -1,17 +1,48 @@
-"""How our commands parse, end and report: one line for what the user can fix, no traceback."""
+"""How our commands start, parse, end and report: one line for what the user can fix.
 
+A configuration is `configs/NAME.py`, with a regime after a colon, or a file of one's own like it;
+each of its fields is a flag. Those of the repository come with an installed package, as
+`otseg_jax/configs`, so that their names work in any folder.
+"""
+
+import ast
+import difflib
+import importlib.util
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 PACKAGE = Path(__file__).parent
+# an installed package has them inside, the repository beside the package
+CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), None)
+
+COMMANDS = {
+    "otseg_jax": "lists the commands",
+    "otseg_jax.main": "trains and evaluates",
+    "otseg_jax.convert": "reads and writes weights of other programs, and checks them",
+}
+
+
+def check_command(module: str) -> None:
+    """Leave the process with the list of commands where `python -m module` is none of them."""
+    if module not in COMMANDS and module.removesuffix(".__main__") not in COMMANDS:
+        sys.exit(f"error: {module} is no command; there are {command_list()}")
+
+
+def command_list() -> str:
+    """The commands in one line."""
+    others = [(name, does) for name, does in COMMANDS.items() if name != "otseg_jax"]
+    return ", ".join(f"python -m {name} ({does})" for name, does in others)
 
 
 def quiet_libraries() -> None:
@@ -30,44 +61,189 @@ def say_nothing() -> None:
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
+class Parsed(NamedTuple):
+    """A command line, taken apart."""
+
+    rest: list[str]  # the arguments that are no flags
+    config: ConfigDict | None  # of --config, with the fields that were set
+
+
 def parse(
     argv: Sequence[str],
     values: flags.FlagValues,
     *,
-    config: flags.FlagHolder[ConfigDict],
     required: Sequence[str] = (),
     usage: str = "",
-) -> list[str]:
-    """Parse a command line, the program's name first; return the arguments that are no flags.
+) -> Parsed:
+    """Parse a command line, the program's name first.
 
     Args:
-        config: the configuration flag; every field of it is a flag.
+        values: the command's own flags, which take their values here.
         required: flags that must be given.
         usage: printed for --help, before the list of flags.
 
     Raises:
         SystemExit: after --help, or with one line for a flag, field or file that does not exist.
     """
+    name, argv = _config_file(argv)
+    fields, config = flags.FlagValues(), load(name) if name else None
     try:
+        if config is not None:
+            argv = _set_fields(config, argv, fields)
         rest = values(list(argv))[1:]
-        _ = config.value is None or config.value.seed  # an unreadable file raises only when used
+    except flags.UnrecognizedFlagError as error:
+        sys.exit(f"error: there is no flag --{error.flagname}; {_meant(error.flagname, config)}")
     except flags.Error as error:
-        sys.exit(f"error: {error}; --help lists the flags")
-    except AttributeError as error:
-        reason = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-        sys.exit(f"error: --config has no such field: {reason}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}: run from the folder that holds `configs`")
-    except OSError as error:
-        # the lines before tell of every way that the name was tried
-        sys.exit(f"error: --config cannot be read: {str(error).splitlines()[-1].strip()}")
+        sys.exit(f"error: {_one_line(error)}; --help lists the flags")
     if values["help"].value:
         print(usage, values.get_help(), sep="\n")
         sys.exit(0)
-    missing = [f"--{name}" for name in required if values[name].value is None]
-    if missing:
-        sys.exit(f"error: wanted {' and '.join(missing)}; --help shows how")
-    return rest
+    given = {flag: values[flag].value for flag in values} | {"config": config}
+    if missing := [f"--{flag}" for flag in required if given[flag] is None]:
+        stray = f", got {' '.join(rest)} without the name of a flag" if rest else ""
+        sys.exit(f"error: wanted {' and '.join(missing)}{stray}; --help shows how")
+    return Parsed(rest, config)
+
+
+def load(name: str) -> ConfigDict:
+    """The configuration of FILE.py or FILE.py:REGIME; SystemExit with one line if there is none."""
+    file, _, regime = name.partition(":")
+    path = _locate(file)
+    if path is None:
+        packaged = sorted(p.stem for p in CONFIGS.glob("*.py")) if CONFIGS else []
+        known = ", ".join(f"configs/{stem}.py" for stem in packaged if stem != "common")
+        sys.exit(f"error: --config={name}: no such file here; those of otseg_jax are {known}")
+    _offer_configs(path)
+    spec = importlib.util.spec_from_file_location("otseg_jax_config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*[regime] if regime else [])
+    except Exception as error:  # any type: the file is the user's own program
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        reason = (
+            f"{type(error).__name__}: {_one_line(error)} ({Path(at.filename).name}:{at.lineno})"
+        )
+        sys.exit(f"error: --config={name} cannot be used: {reason}")
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        sys.exit(
+            f"error: --config={name}: its get_config returns {kind}, wanted the ConfigDict of "
+            "`common.defaults` with changes, as in configs/voc12.py"
+        )
+    return config.lock()
+
+
+def _locate(file: str) -> Path | None:
+    """The file of that name, else the packaged configuration of the name."""
+    path = Path(file).expanduser()
+    packaged = [CONFIGS / path.name] if CONFIGS and path.parent == Path("configs") else []
+    return next(
+        (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None
+    )
+
+
+def _offer_configs(path: Path) -> None:
+    """Let a configuration file import `configs`: its own neighbours, and the packaged ones."""
+    near = [path.parent] if path.parent.name == "configs" else []
+    places = [*near, Path("configs").absolute(), *([CONFIGS] if CONFIGS else [])]
+    package = types.ModuleType("configs")
+    package.__path__ = [str(place) for place in places]
+    # no folder on `sys.path`: what else lies in it would become importable too
+    sys.modules.setdefault("configs", package)
+
+
+def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """What the last --config says ("" if none), and the command line without it."""
+    file, rest, arguments = "", [], iter(argv)
+    for argument in arguments:
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            file = next(arguments, "") if match[1] is None else match[1]
+        else:
+            rest.append(argument)
+    return file, rest
+
+
+def _set_fields(config: ConfigDict, argv: list[str], fields: flags.FlagValues) -> list[str]:
+    """Set every field that has a flag; return the command line without those flags."""
+    leaves = set(_leaves(config))
+    known = leaves | {leaf.rpartition(".")[0] for leaf in leaves}
+    for argument in argv:
+        name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if name and name[1] not in known:
+            sys.exit(f"error: --config has no field {name[1]}; {_meant(name[1], config)}")
+    for kind, parser in PARSERS.items():
+        config_flags.register_flag_parser_for_type(kind, parser)
+    config_flags.DEFINE_config_dict("config", config, flag_values=fields, sys_argv=argv)
+    return fields(argv, known_only=True)
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        inside = isinstance(value, ConfigDict)
+        yield from _leaves(value, f"{prefix}{name}.") if inside else [prefix + name]
+
+
+def _meant(name: str, config: ConfigDict | None) -> str:
+    """The fields that somebody may have meant: of that name, like it, or of those initials."""
+    if config is None:
+        return "--help lists the flags, and fields need --config=FILE.py"
+    leaves, word = list(_leaves(config)), name.rpartition(".")[2].lower()
+    by_name: dict[str, list[str]] = {}
+    for leaf in leaves:
+        by_name.setdefault(leaf.rpartition(".")[2], []).append(leaf)
+    initials = [known for known in by_name if "".join(w[0] for w in known.split("_")) == word]
+    near = difflib.get_close_matches(word.replace("-", "_"), by_name, n=3, cutoff=0.7)
+    alike = [word] if word in by_name else near or initials
+    meant = [f"--config.{leaf}" for known in alike for leaf in by_name[known]]
+    if not meant:
+        return "configs/common.py lists the fields"
+    return f"did you mean {' or '.join(meant)}?"
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a field from a command line; a value of another type is refused in our words."""
+
+    def __init__(self, read: Callable[[str], Any], wanted: str) -> None:
+        self._read, self._wanted = read, wanted
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument  # the default
+        try:
+            return self._read(argument)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"wanted {self._wanted}") from None
+
+    def flag_type(self) -> str:
+        return self._wanted
+
+
+def _number(text: str) -> float | None:
+    return None if text == "None" else float(text)
+
+
+def _several(text: str) -> tuple[Any, ...]:
+    # "a photo of a {}." is no Python, and means itself
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+# One that is given twice counts once, the last; ml_collections would join tuples.
+PARSERS = {
+    int: _Parser(int, "a whole number"),
+    float: _Parser(_number, "a number"),
+    tuple: _Parser(_several, "several values: (1, 2)"),
+}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def run(work: Callable[[], None]) -> None:

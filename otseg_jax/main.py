@@ -8,14 +8,15 @@ r"""Train or evaluate from the command line; every field of the configuration is
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --mode=eval --workdir=runs/voc12
 
-`configs/common.py` lists the fields. A run goes on where it was if its command is given again.
+--config is a file of `configs`, or one of your own, with a regime after a colon; --config.NAME sets
+a field, and `configs/common.py` lists them. A run goes on where it was if its command is given
+again.
 """
 
 import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from otseg_jax import build, cli
 from otseg_jax.evaluation import report
@@ -23,12 +24,6 @@ from otseg_jax.training import loop
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Configuration file, with a regime after a colon: configs/voc12.py:supervised",
-    flag_values=FLAGS,
-)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of checkpoints, logs, tables and pictures", flag_values=FLAGS
 )
@@ -45,7 +40,7 @@ MULTIHOST = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
     """Run what the command line says."""
-    rest = cli.parse(argv, FLAGS, config=CONFIG, required=["config", "workdir"], usage=__doc__)
+    rest, config = cli.parse(argv, FLAGS, required=["config", "workdir"], usage=__doc__)
     if rest:
         sys.exit(f"error: unexpected arguments {rest}: fields are set as --config.NAME=…")
     cli.quiet_libraries()
@@ -54,7 +49,7 @@ def main(argv: list[str]) -> None:
         if jax.process_index():
             cli.say_nothing()
     work = {"train": loop.train, "eval": report.evaluate}[MODE.value]
-    cli.run(lambda: work(build.settings_of(CONFIG.value), str(WORKDIR.value)))
+    cli.run(lambda: work(build.settings_of(config), str(WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,55 @@
 """Paths: one name for one place, here or in a bucket; files that appear whole or not at all."""
 
 import contextlib
+import importlib.util
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # the package that etils.epath reads each kind with
+
 
 def resolve(path: str | os.PathLike[str]) -> epath.Path:
-    """The absolute path that a name stands for, "~" expanded; a bucket ("gs://…") as it is."""
-    name = epath.Path(path)
-    return name if "://" in os.fspath(path) else epath.Path(Path(name).expanduser().absolute())
+    """The absolute path that a name stands for, "~" expanded; a bucket ("gs://…") as it is.
+
+    Raises:
+        ValueError: no name, an address of another kind, or a bucket whose package is missing.
+    """
+    name = os.fspath(path)
+    # `Path` makes one slash of two: "gs:/bucket" would be a folder "gs:" here
+    scheme = re.match(r"(\w[\w+.-]*):([/\\]{1,2})", name)
+    if scheme is None or (os.name == "nt" and len(scheme[1]) == 1):
+        if not name.strip() or "\0" in name:
+            raise ValueError(f"{name!r} is no path: wanted the name of a file or folder")
+        return epath.Path(Path(name).expanduser().absolute())
+    kind, package = scheme[1], BUCKETS.get(scheme[1])
+    if len(kind) == 1:
+        raise ValueError(f"{name} is a path of Windows; wanted one of this machine")
+    if package is None or scheme[2] != "//":
+        known = ", ".join(f"{bucket}://" for bucket in BUCKETS)
+        raise ValueError(
+            f"{name} is an address, and {kind}:{scheme[2]} is not read: fetch it and name the file "
+            f"or folder here (buckets are {known})"
+        )
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"{name} is a bucket, and {package} is not installed: pip install {package}"
+        )
+    return epath.Path(name)
+
+
+def local(path: str | os.PathLike[str]) -> Path:
+    """As `resolve`, for what is read or written by libraries that know this machine alone."""
+    if re.match(rf"({'|'.join(BUCKETS)}):/", name := os.fspath(path)):
+        raise ValueError(
+            f"{name} is a bucket, and no place for this: name one on this machine, and copy to or "
+            "from the bucket (gcloud storage cp -r, aws s3 cp --recursive)"
+        )
+    return Path(resolve(path))
 
 
 @contextlib.contextmanager
@@ -60,7 +97,7 @@ def new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
 
 def check_free(dest: str | os.PathLike[str]) -> None:
     """Refuse a destination that is taken (ValueError) or below none (FileNotFoundError)."""
-    path = resolve(dest)
+    path = local(dest)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{dest} is there already: remove it, or choose another name")
     if not path.parent.is_dir():
@@ -69,8 +106,8 @@ def check_free(dest: str | os.PathLike[str]) -> None:
 
 def check_writable(workdir: str | os.PathLike[str]) -> Path:
     """The folder that a run writes to; a ValueError before the work if it cannot be written."""
-    path = Path(resolve(workdir))
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    path = local(workdir)
+    existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(
             f"--workdir={workdir} cannot be written: {existing} is "

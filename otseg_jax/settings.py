@@ -1,9 +1,11 @@
 """The settings of a run as plain values: what a configuration becomes before anything is read.
 
 One class for each group of `configs/common.py`, with its field names; what they mean stands there.
+Every field is checked in type, length and range, by its type of `fields`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,105 +13,162 @@ import pydantic
 from flax import traverse_util
 from pydantic import Field
 
-from otseg_jax.data import regimes
+from otseg_jax.data import regimes, shapes
+from otseg_jax.fields import (
+    Channels,
+    CheckpointName,
+    Count,
+    Devices,
+    Factors,
+    Few,
+    Fraction,
+    Number,
+    Pixels,
+    Place,
+    Positive,
+    Rate,
+    Sides,
+    Spread,
+    Switch,
+    Templates,
+    Weight,
+    within,
+)
 from otseg_jax.models.methods import MethodConfig
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Sides = tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]]
-Channels = tuple[float, float, float]
+DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
 
 
+_ONLY_THESE = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
+
+
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
     """How devices are arranged."""
 
-    data: int
-    model: int
+    data: Devices
+    model: Few
 
 
+@_ONLY_THESE
+@dataclass(frozen=True, kw_only=True)
+class TowerSizes:
+    """Sizes of an untrained tower."""
+
+    width: Positive
+    layers: Few
+    heads: Few
+    mlp_width: Positive
+
+
+@_ONLY_THESE
+@dataclass(frozen=True, kw_only=True)
+class ClipSizes:
+    """Sizes of an untrained CLIP."""
+
+    patch_size: Pixels
+    embed_dim: Positive
+    vision: TowerSizes
+    text: TowerSizes
+
+
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
     """Which CLIP; `random` holds the sizes of untrained towers."""
 
-    source: str
-    random: Mapping[str, Any]
+    source: Annotated[Place, Field(min_length=1)]
+    random: ClipSizes
 
 
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """What the text tower is asked."""
 
-    templates: Annotated[tuple[str, ...], Field(min_length=1)]
-    embeddings: str
-    cache: str
+    templates: Templates
+    embeddings: Place
+    cache: Place
 
 
+@_ONLY_THESE
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How many pictures to draw."""
+
+    train: Positive
+    val: Positive
+
+
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Which photos, and how they are prepared."""
 
-    dataset: str
-    root: str
-    augmented: bool
-    raw_ids: bool
-    images: Mapping[str, int]
-    crop: Positive
+    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    root: Place
+    augmented: Switch
+    raw_ids: Switch
+    images: Images
+    crop: Pixels
     scale: Sides
-    ratio: tuple[float, float]
-    max_class_fraction: float
-    hue: int
+    ratio: Factors
+    max_class_fraction: Annotated[Fraction, Field(gt=0)]
+    hue: Annotated[int, within(0, 90)]
     mean: Channels
-    std: Channels
-    threads: Positive
-    buffer: Positive
+    std: tuple[Spread, Spread, Spread]
+    threads: Annotated[int, within(1, 256)]
+    buffer: Annotated[int, within(1, 65536)]
 
 
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How long, how fast, and how often it is looked at."""
 
     steps: Positive
-    batch_size: Positive
+    batch_size: Annotated[int, within(1, 65536)]
     accumulate: Positive
-    learning_rate: float
-    end_learning_rate: float
-    power: float
-    warmup: int
-    warmup_ratio: float
-    weight_decay: float
-    focal_weight: float
-    dice_weight: float
+    learning_rate: Rate
+    end_learning_rate: Annotated[Number, Field(ge=0)]
+    power: Annotated[float, within(0, 100)]
+    warmup: Count
+    warmup_ratio: Fraction
+    weight_decay: Fraction
+    focal_weight: Weight
+    dice_weight: Weight
     log_every: Positive
     eval_every: Count
     eval_images: Count
     checkpoint_every: Positive
 
 
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     """How trained weights are run on photos."""
 
-    batch_size: Positive
+    batch_size: Annotated[int, within(1, 65536)]
     scale: Sides
-    stride: Positive
-    seen_offset: float | None
-    mps_weight: float
-    checkpoint: str
+    stride: Pixels
+    seen_offset: Fraction | None
+    mps_weight: Fraction
+    checkpoint: CheckpointName
     images: Count
-    save_predictions: bool
+    save_predictions: Switch
 
 
-@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
+@_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All of them; those that do not fit together are one ValueError."""
+    """All of them, as `check` makes them."""
 
-    regime: str
-    seed: int
+    regime: Literal[regimes.NAMES]  # type: ignore[valid-type]
+    seed: Annotated[int, within(0, 2**32 - 1)]
     dtype: Literal["float32", "bfloat16"]
-    init_from: str
-    init_step: int
+    init_from: Place
+    init_step: Count
     mesh: Mesh
     clip: ClipSource
     text: Text
@@ -117,30 +176,6 @@ class Settings:
     data: Data
     train: Train
     eval: Eval
-
-    def __post_init__(self) -> None:
-        data, problems = self.data, []
-        if self.regime not in regimes.NAMES:
-            problems.append(f"regime={self.regime!r}: choose one of {', '.join(regimes.NAMES)}")
-        if self.eval.stride > data.crop:
-            problems.append(
-                f"eval.stride={self.eval.stride} leaves gaps between windows of "
-                f"data.crop={data.crop}"
-            )
-        train = self.train
-        if train.batch_size % train.accumulate:
-            problems.append(
-                f"train.batch_size={train.batch_size} is not a multiple of "
-                f"train.accumulate={train.accumulate}"
-            )
-        if not 0 <= self.model.dropout < 1:
-            problems.append(f"model.dropout={self.model.dropout}: wanted a rate in [0, 1)")
-        if not 0 < data.ratio[0] <= data.ratio[1]:
-            problems.append(f"data.ratio={data.ratio}: wanted 0 < low ≤ high")
-        if min(data.std) <= 0:
-            problems.append(f"data.std={data.std}: wanted more than 0")
-        if problems:
-            raise ValueError("; ".join(problems))
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -164,6 +199,54 @@ class Settings:
             raise ValueError("config: " + "; ".join(problems))
 
 
+def doubts(settings: Settings) -> list[str]:
+    """What is allowed and seldom meant, one line each."""
+    train, found = settings.train, []
+    if train.warmup > train.steps:
+        found.append(
+            f"train.warmup={train.warmup} is longer than train.steps={train.steps}: the learning "
+            f"rate never reaches its peak, {train.learning_rate:g}"
+        )
+    return found
+
+
+_FIT: Sequence[tuple[Sequence[str], Callable[..., bool], str]] = (
+    (
+        ("eval.stride", "data.crop"),
+        lambda stride, crop: stride <= crop,
+        "eval.stride={} leaves gaps between windows of data.crop={}",
+    ),
+    (
+        ("train.batch_size", "train.accumulate"),
+        lambda size, parts: size % parts == 0,
+        "train.batch_size={} is not a multiple of train.accumulate={}",
+    ),
+    (
+        ("train.end_learning_rate", "train.learning_rate"),
+        lambda end, peak: end <= peak,
+        "train.end_learning_rate={} is above train.learning_rate={}",
+    ),
+    (
+        ("train.focal_weight", "train.dice_weight"),
+        lambda focal, dice: focal + dice > 0,
+        "train.focal_weight={} and train.dice_weight={}: nothing would be learned",
+    ),
+    (
+        ("data.mean", "data.std"),
+        lambda mean, std: (max(mean) > 1 or max(mean) == 0) and max(std) >= 1,
+        "data.mean={}, data.std={} are for values in 0..1: wanted those for 0..255, 255 times each",
+    ),
+    *(
+        (
+            (f"clip.random.{tower}.width", f"clip.random.{tower}.heads"),
+            lambda width, heads: width % heads == 0,
+            f"clip.random.{tower}.width={{}} is not a multiple of clip.random.{tower}.heads={{}}",
+        )
+        for tower in ("vision", "text")
+    ),
+)
+"""Fields that must fit together: their names, whether they do, and what is said if not."""
+
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
 
@@ -173,24 +256,38 @@ def check(fields: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: every problem, named by its field, in one message.
     """
+    problems, wrong, found = [], [], None
     try:
-        return _ADAPTER.validate_python(fields)
+        found = _ADAPTER.validate_python(fields)
     except pydantic.ValidationError as error:
-        raise ValueError(f"config: {'; '.join(problems_of(error))}") from None
+        problems = problems_of(error)
+        wrong = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+    given = traverse_util.flatten_dict(fields, sep=".")
+    for names, fit, words in _FIT:
+        # what is wrong by itself is told already
+        if not any(bad.startswith(name) or name.startswith(bad) for bad in wrong for name in names):
+            values = [given[name] for name in names]
+            problems += [] if fit(*values) else [words.format(*values)]
+    if problems or found is None:
+        raise ValueError(f"config: {'; '.join(problems)}")
+    return found
 
 
 def problems_of(error: pydantic.ValidationError) -> list[str]:
     """What pydantic found, one line a field: "train.steps=0: wanted …"."""
     found = []
     for problem in error.errors():
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "value_error":  # our own words, from a __post_init__
-            found.append(str(problem["ctx"]["error"]))
+        name, given = ".".join(map(str, problem["loc"])), f"={problem['input']!r}: "
+        if problem["type"] == "value_error":  # our own words, of a field or of several
+            several = isinstance(problem["input"], Mapping)
+            found.append(f"{'' if several else name + given}{problem['ctx']['error']}")
         elif problem["type"] == "missing":
             found.append(f"{name} is missing")
+        elif problem["type"] == "unexpected_keyword_argument":
+            found.append(f"{name}{given}there is no such field")
         else:
-            wanted = problem["msg"].removeprefix("Input should be ")
-            found.append(f"{name}={problem['input']!r}: wanted {wanted}")
+            wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
+            found.append(f"{name}{given}wanted {wanted}")
     return found
 
 

@@ -159,9 +159,10 @@ def vocabulary_size(tokenizer: str | Path) -> int:
 
 
 def _load_tokenizer(source: str | Path) -> CLIPTokenizer:
-    source = str(source)
+    folder = paths.local(source)
+    source = str(folder if folder.exists() else source)  # else it is a name on the hub
     # from_pretrained would answer a folder without them with a vocabulary of two words
-    if Path(source).is_dir() and not holds_tokenizer(Path(source)):
+    if folder.is_dir() and not holds_tokenizer(folder):
         raise FileNotFoundError(
             f"{source} holds no tokenizer: wanted tokenizer.json, or vocab.json and merges.txt"
         )
@@ -226,7 +227,7 @@ def cached(
 
     A damaged file is written anew; a folder that cannot be written to costs a warning.
     """
-    path = Path(folder).expanduser() / f"{key}.npy"
+    path = paths.local(folder) / f"{key}.npy"
     if path.is_file():
         try:
             return _read(path, shape)
@@ -254,7 +255,7 @@ def read_embeddings(
         FileNotFoundError: no such file.
         ValueError: not an array file, another shape or type, values that are zero or not finite.
     """
-    array = _read(Path(path), (classes, templates, width), first=first)
+    array = _read(paths.local(path), (classes, templates, width), first=first)
     return array / np.linalg.norm(array, axis=-1, keepdims=True)
 
 

@@ -159,6 +159,18 @@ def test_another_configuration_is_refused(finished, fields, message):
     assert stored(finished) == before
 
 
+def test_another_length_goes_on_and_is_told(tmp_path, caplog):
+    loop.train(small.settings(**{"train.steps": 2}), tmp_path)
+    # in two parts of the batch, as after a lack of memory: the gradient is the same
+    loop.train(small.settings(**{"train.accumulate": 2}), tmp_path)
+    assert "train.steps was 2 and is 4" in caplog.text
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    before = stored(tmp_path)
+    with pytest.raises(ValueError, match=r"train\.steps=3, and 4 are done.*--config\.init_from="):
+        loop.train(small.settings(**{"train.steps": 3}), tmp_path)
+    assert stored(tmp_path) == before
+
+
 def test_another_vocabulary_is_refused(finished, tmp_path):
     embeddings = np.random.default_rng(0).normal(size=(20, 2, 16)).astype(np.float32)
     np.save(tmp_path / "text.npy", embeddings)
@@ -182,13 +194,13 @@ def test_another_vocabulary_is_refused(finished, tmp_path):
         ({"model.decoder": "softmax"}, r"model\.decoder='softmax'"),
         ({"data.dataset": "voc12"}, r"config\.data\.root"),
         ({"data.dataset": "imagenet"}, "imagenet.*voc12"),
-        ({"eval.stride": 40, "data.ratio": (2.0, 1.0)}, r"eval\.stride=40.*data\.ratio"),
+        ({"eval.stride": 40, "data.ratio": (2.0, 1.0)}, r"data\.ratio.*eval\.stride=40"),
         ({"eval.checkpoint": "bset", "eval.images": -1}, r"eval\.images=-1"),
         ({"init_from": "/nowhere"}, "/nowhere.*checkpoints"),
         ({"clip.source": "/nowhere"}, "/nowhere"),
         ({"text.embeddings": "/nowhere.npy"}, "/nowhere.npy"),
         ({"regime": "transductive"}, r"--config\.init_from=WORKDIR"),
-        ({"regime": "zero_shot"}, "inductive, transductive, supervised"),
+        ({"regime": "zero_shot"}, "'inductive', 'transductive' or 'supervised'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -220,11 +232,11 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path):
 
 def test_a_checkpoint_that_does_not_exist_names_those_that_do(finished, tmp_path):
     for wanted, message in (
-        ("bset", r"latest, best, half or a step of \[2, 4\]"),
+        ("bset", r"eval\.checkpoint='bset': wanted latest, best, half .* or a step"),
         ("3", "step 2, step 4"),
     ):
-        options = small.settings(init_from=str(finished), **{"eval.checkpoint": wanted})
         with pytest.raises(ValueError, match=message) as error:
+            options = small.settings(init_from=str(finished), **{"eval.checkpoint": wanted})
             report.evaluate(options, tmp_path / "out")
         assert is_ours(error.value)
 

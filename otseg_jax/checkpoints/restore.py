@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from otseg_jax import paths
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
@@ -36,7 +37,7 @@ def find(place: str | Path, wanted: str = "latest") -> Trained:
         found = pretrained.read(place)
         model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
         return Trained(model.spec, str(place), lambda state: _assigned(state, model, str(place)))
-    folder = Path(place) / CHECKPOINTS
+    folder = paths.resolve(place) / CHECKPOINTS
     with Checkpoints(folder) as checkpoints:
         step, record = choose(checkpoints, wanted, place)
 

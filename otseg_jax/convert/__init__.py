@@ -36,7 +36,7 @@ def convert(
     Raises:
         FileNotFoundError, ValueError: one message; nothing is left at `dest`.
     """
-    dest = Path(paths.resolve(dest))
+    dest = paths.local(dest)
     if upload and format not in ("model", "stablehlo"):
         raise ValueError(f"--upload publishes model directories, not --format={format}")
     paths.check_free(dest)  # before the work

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from otseg_jax import build, cli
 from otseg_jax.convert import WRITERS, convert
@@ -49,21 +48,17 @@ for name, text in HELP.items():
 flags.DEFINE_string(
     "upload", "", "Hub name to publish the model directory under", flag_values=FLAGS
 )
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file: configs/voc12.py", flag_values=FLAGS
-)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run what the command line says."""
-    rest = cli.parse(argv, FLAGS, config=CONFIG, usage=__doc__)
+    rest, config = cli.parse(argv, FLAGS, usage=__doc__)
     if len(rest) != 2:
-        print(__doc__, FLAGS.get_help(), sep="\n")
-        sys.exit("error: wanted SOURCE DEST")
+        sys.exit(f"error: wanted SOURCE DEST, got {rest or 'neither'}; --help shows how")
     cli.quiet_libraries()
 
     def work() -> None:
-        settings = None if CONFIG.value is None else build.settings_of(CONFIG.value)
+        settings = None if config is None else build.settings_of(config)
         given: dict[str, Any] = {name: FLAGS[name].value for name in HELP}
         how = {"format": FLAGS.format, "check": FLAGS.verify, "upload": FLAGS.upload}
         print(convert(*rest, hints=Hints(settings, **given), **how))

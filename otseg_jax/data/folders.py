@@ -15,6 +15,7 @@ from typing import SupportsIndex, TypedDict
 import numpy as np
 from jaxtyping import Int16, UInt8
 
+from otseg_jax import paths
 from otseg_jax.data import classes, codings, decode, lists, pairs
 from otseg_jax.data.classes import VOCABULARIES, Vocabulary
 from otseg_jax.data.lists import some
@@ -89,7 +90,7 @@ def index(
         ValueError: an unknown data set or split, raw COCO ids without `raw_ids` or the reverse, a
             training image that is in the validation list as well, or a wrong `classes.csv`.
     """
-    root = Path(root)
+    root = paths.local(root)
     if split not in ("train", "val"):
         raise ValueError(f"split {split!r}: wanted 'train' or 'val'")
     if not root.is_dir():

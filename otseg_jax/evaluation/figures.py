@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from otseg_jax import paths
 from otseg_jax.data.classes import IGNORE, Vocabulary
 from otseg_jax.data.codings import IGNORE_8_BIT, IGNORE_16_BIT
 
@@ -139,7 +140,7 @@ def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
         FileNotFoundError: there is no such log.
         ValueError: the log holds nothing to draw.
     """
-    series = _read_series(Path(metrics_jsonl))
+    series = _read_series(paths.local(metrics_jsonl))
     charts = [
         (title, unit, names)
         for title, unit, endings in _CHARTS
@@ -171,8 +172,9 @@ def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
 
 
 def _make_folder(path: str | Path) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path)
+    path = paths.local(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _unknown(label: np.ndarray, classes: int) -> list[int]:

@@ -5,15 +5,18 @@ f32[b, k, h, w] on the patch grid, h = H / patch: "decoder", and "mps" where the
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
+from pydantic import Field
 
+from otseg_jax.fields import Count, Few, Fraction, Switch, within
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
     KINDS,
@@ -51,6 +54,7 @@ Source: OTSeg (arXiv 2403.14183): prompts, their projection and norm, and the de
 """
 
 
+@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class OTSegConfig:
     """What can be chosen about the model around a CLIP tower; `configs/common.py`, `model`.
@@ -60,17 +64,18 @@ class OTSegConfig:
     """
 
     decoder: str = "mpsa"  # OTSeg; "cross_attention": ZegCLIP, no MPS path, one prompt per class
-    decoder_layers: int = 3
-    decoder_heads: int = 8  # of cross-attention; MPSA has one
-    prompt_tokens: int = 10  # visual prompts per block
-    prompt_blocks: int = 0  # blocks with prompts of their own; 0: all
-    dropout: float = 0.1  # rate for prompts and decoder, in [0, 1)
-    epsilon: float = 0.05  # weight of the entropy in Sinkhorn
+    decoder_layers: Few = 3
+    decoder_heads: Few = 8  # of cross-attention; MPSA has one
+    prompt_tokens: Few = 10  # visual prompts per block
+    prompt_blocks: Count = 0  # blocks with prompts of their own; 0: all
+    dropout: Annotated[Fraction, Field(lt=1)] = 0.1  # rate for prompts and decoder
+    # weight of the entropy in Sinkhorn, which does not converge below the bound
+    epsilon: Annotated[float, within(1e-4, 100)] = 0.05
     # "implicit" solves every transport problem to convergence and differentiates the result
     # implicitly; "unrolled" runs `iterations` updates, the reference's way
     sinkhorn: str = "implicit"
-    iterations: int = 100
-    remat: bool = False  # recompute each block in the backward pass, store no activations
+    iterations: Annotated[int, within(1, 100_000)] = 100
+    remat: Switch = False  # recompute each block in the backward pass, store no activations
 
     def __post_init__(self) -> None:
         problems = [

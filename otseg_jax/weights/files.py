@@ -15,6 +15,7 @@ from msgpack.exceptions import UnpackException
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from otseg_jax import paths
 from otseg_jax.weights import torch_file
 from otseg_jax.weights.names import joined
 
@@ -45,7 +46,7 @@ def read(path: str | Path) -> Stored:
         FileNotFoundError: no such file, or a shard that is missing.
         ValueError: damaged, of a kind that is not read, or refused.
     """
-    path = Path(path)
+    path = paths.local(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
     if path.name.endswith(".index.json"):

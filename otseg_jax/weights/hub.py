@@ -7,6 +7,8 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from otseg_jax import paths
+
 BUILT_IN = "shapes-clip"  # the small CLIP of the shapes world that comes with the package
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json")
 
@@ -21,7 +23,7 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: no such folder, and no hub name or none that can be had.
     """
-    folder = Path(source)
+    folder = paths.local(source)
     if folder.is_dir():
         return folder
     name = str(source)

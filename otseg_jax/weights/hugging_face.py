@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
-from otseg_jax import text
+from otseg_jax import paths, text
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights import files, hub
 from otseg_jax.weights.clip import Clip, assemble
@@ -86,7 +86,8 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
         FileNotFoundError: no such file.
         ValueError: not JSON, another architecture, or a CLIP that the towers cannot express.
     """
-    path = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    path = paths.local(path)
+    path = path / CONFIG if path.is_dir() else path
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.get("model_type") != "clip":

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from otseg_jax import paths
 from otseg_jax.weights import files, hub, hugging_face, openai
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.rules import Rule
@@ -40,7 +41,7 @@ def find(
     """
     stated = {"vision_heads": vision_heads, "text_heads": text_heads, "activation": activation}
     stated = {name: value for name, value in stated.items() if value}
-    path = Path(source)
+    path = paths.local(source)
     if path.is_file():
         return _file(path, stated)
     folder = hub.find(source, PATTERNS)
@@ -57,7 +58,7 @@ def find(
 def is_model(path: str | Path) -> bool:
     """Whether a path is a model directory, as `checkpoints.pretrained` writes it."""
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((paths.resolve(path) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("format") == FORMAT

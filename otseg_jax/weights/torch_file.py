@@ -21,6 +21,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from otseg_jax import paths
+
 LARGEST_PICKLE = 64 << 20  # bytes; that of a ViT-L/14 training run has about one million
 
 STORAGES = {
@@ -57,7 +59,7 @@ def read(path: str | Path) -> Any:
         ValueError: another format, a damaged file, or one that asks for more than tensors and
             containers; everything it asked for is named.
     """
-    path, refused, result = Path(path), list[str](), None
+    path, refused, result = paths.local(path), list[str](), None
     try:
         with zipfile.ZipFile(path) as archive:
             result = _Reader(archive, path.stat().st_size, refused).load()

@@ -1,0 +1,82 @@
+"""Types of the fields of a configuration: each checks type, length, order and range.
+
+The upper bounds are far above what anybody has used: they catch a slip of the hand before memory
+does. A switch is no number, and a number is no text.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from otseg_jax import paths
+
+
+def _place(name: str) -> str:
+    if name:
+        paths.resolve(name)
+    return name
+
+
+def _template(text: str) -> str:
+    if text.count("{}") != 1 or set(text.replace("{}", "")) & set("{}"):
+        raise ValueError("wanted {} once, where the name of a class goes")
+    return text
+
+
+def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not 1 <= len(texts) <= 1000:
+        raise ValueError(f"wanted 1 to 1000 of them, got {len(texts)}")
+    return texts
+
+
+def _long_first(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] < scale[1]:
+        raise ValueError("wanted (long, short), the long side first")
+    return scale
+
+
+def _low_first(ratio: tuple[float, float]) -> tuple[float, float]:
+    if ratio[0] > ratio[1]:
+        raise ValueError("wanted (low, high), the low end first")
+    return ratio
+
+
+def _checkpoint(wanted: str) -> str:
+    if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
+        raise ValueError("wanted latest, best, half (of the schedule) or a step")
+    return wanted
+
+
+def _devices(count: int) -> int:
+    if count < 1 and count != -1:
+        raise ValueError("wanted -1 (all that are left), or at least 1")
+    return count
+
+
+def within(low: int | float, high: int | float) -> Any:
+    """From low to high, both included."""
+    return Field(ge=low, le=high, strict=True, allow_inf_nan=False)
+
+
+MANY = 10**9  # steps or images; more is a slip, and overflows int32 soon
+Count = Annotated[int, Field(ge=0, le=MANY, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=MANY, strict=True)]
+Few = Annotated[int, Field(ge=1, le=4096, strict=True)]  # devices, threads, layers
+Devices = Annotated[int, Field(le=4096, strict=True), AfterValidator(_devices)]
+Pixels = Annotated[int, Field(ge=1, le=8192, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Rate = Annotated[Number, Field(gt=0)]
+Weight = Annotated[float, within(0, 1e6)]
+Fraction = Annotated[float, within(0, 1)]
+Side = Annotated[float, within(1, 65536)]
+Channel = Annotated[float, within(0, 255)]
+Sides = Annotated[tuple[Side, Side], AfterValidator(_long_first)]
+Factor = Annotated[float, within(0.01, 100)]
+Factors = Annotated[tuple[Factor, Factor], AfterValidator(_low_first)]
+Spread = Annotated[float, Field(gt=0, le=255, strict=True, allow_inf_nan=False)]
+Channels = tuple[Channel, Channel, Channel]
+Place = Annotated[str, AfterValidator(_place)]
+Template = Annotated[str, AfterValidator(_template)]
+Templates = Annotated[tuple[Template, ...], AfterValidator(_some)]
+CheckpointName = Annotated[str, AfterValidator(_checkpoint)]
