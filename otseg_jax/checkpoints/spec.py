@@ -35,6 +35,7 @@ FREE = (
     "data.root",
     "data.threads",
     "data.buffer",
+    "train.accumulate",  # the gradient is the same
     "train.log_every",
     "train.eval_every",
     "train.eval_images",
@@ -213,20 +214,40 @@ def check_same_model(saved: Spec, here: Spec, *, where: str) -> None:
         raise ValueError(f"{where} does not fit: {'; '.join(problems)}")
 
 
-def check_same_run(saved: Record, here: Record, *, where: str) -> None:
-    """Refuse, with all differences but those of `FREE`, a run that other settings began."""
+def check_same_run(saved: Record, here: Record, *, done: int, where: str) -> None:
+    """Refuse, with all differences but those of `FREE`, a run that other settings began.
+
+    Args:
+        done: steps of it; another length from there on is announced.
+    """
     theirs, ours = settings.leaves(saved.settings), settings.leaves(here.settings)
     problems = [
         f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}"
         for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(FREE)
+        if theirs.get(name) != ours.get(name) and not name.startswith((*FREE, "train.steps"))
     ]
     if saved.spec.classes != here.spec.classes:
         problems.append(
             f"the classes were {list(saved.spec.classes)} and are {list(here.spec.classes)}"
         )
-    if problems := problems + differences(saved.spec, here.spec):
+    planned, steps = saved.settings.train.steps, here.settings.train.steps
+    if steps < done:
+        problems.append(f"train.steps={steps}, and {done} are done")
+    unfit = differences(saved.spec, here.spec)
+    if problems := problems + unfit:
+        other = not unfit and saved.spec.model == here.spec.model
         raise ValueError(
             f"{where} holds a run of another configuration: {'; '.join(problems)}. Repeat its "
-            "flags to resume it, or choose another --workdir"
+            "flags to resume it, or "
+            + (
+                f"start a run from its weights: --config.init_from={where} --workdir=NEW"
+                if other
+                else "choose another --workdir"
+            )
+        )
+    if steps != planned:
+        LOGGER.warning(
+            "train.steps was %d and is %d: the learning rate follows the new length from step %d "
+            "on, which is not what one run of %d steps gives",
+            *(planned, steps, done, steps),
         )

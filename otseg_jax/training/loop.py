@@ -110,7 +110,7 @@ def _initial_state(
     if latest is None:
         return state, 0
     saved = spec.read_record(checkpoints.read_meta(latest), str(workdir))
-    spec.check_same_run(saved, experiment.record, where=str(workdir))
+    spec.check_same_run(saved, experiment.record, done=latest, where=str(workdir))
     LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
