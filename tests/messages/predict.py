@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def untrained() -> pretrained.Model:
     """An untrained model of the shapes' classes."""
     options = small.settings()
     parts = assemble(options, VOCABULARIES["shapes"])
-    drawn = clip.draw(options.clip.random, image_size=options.data.crop, seed=options.seed)
+    drawn = clip.draw(asdict(options.clip.random), image_size=options.data.crop, seed=options.seed)
     return pretrained.Model(
         clip=drawn,
         origin=Origin(name="drawn", format="random"),
