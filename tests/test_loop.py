@@ -160,14 +160,15 @@ def test_another_configuration_is_refused(finished, fields, message):
 
 
 def test_another_length_goes_on_and_is_told(tmp_path, caplog):
-    loop.train(small.settings(**{"train.steps": 2}), tmp_path)
+    eight = {"train.batch_size": 8}  # two for each of the session's devices
+    loop.train(small.settings(**eight, **{"train.steps": 2}), tmp_path)
     # in two parts of the batch, as after a lack of memory: the gradient is the same
-    loop.train(small.settings(**{"train.accumulate": 2, "mesh.data": 1}), tmp_path)
+    loop.train(small.settings(**eight, **{"train.accumulate": 2}), tmp_path)
     assert "train.steps was 2 and is 4" in caplog.text
     assert (tmp_path / "checkpoints" / "4").is_dir()
     before = stored(tmp_path)
     with pytest.raises(ValueError, match=r"train\.steps=3, and 4 are done.*--config\.init_from="):
-        loop.train(small.settings(**{"train.steps": 3}), tmp_path)
+        loop.train(small.settings(**eight, **{"train.steps": 3}), tmp_path)
     assert stored(tmp_path) == before
 
 
