@@ -44,6 +44,11 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             },
             "clip": {
                 "source": "openai/clip-vit-base-patch16",  # directory, file, hub name, or "random"
+                # what a lone weight file does not tell; where a file does, this wins
+                "vision_heads": 0,  # attention heads; 0: as told, or of the published tower
+                "text_heads": 0,  # attention heads; 0: as of vision_heads
+                "activation": "",  # quick_gelu | gelu; "": as told, else assumed with a warning
+                "tokenizer": "",  # directory, hub name or shapes-clip; "": the one beside it
                 # sizes of the untrained towers of source="random": ViT-B/16
                 "random": {
                     "patch_size": 16,  # pixels

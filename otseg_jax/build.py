@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,13 @@ from otseg_jax.data import classes, folders, inspect, pipeline, regimes, shapes,
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg
 from otseg_jax.settings import Settings
-from otseg_jax.weights import clip, names, source
+from otseg_jax.weights import clip, hub, names, source
 from otseg_jax.weights.clip import Clip
+from otseg_jax.weights.towers import Stated
 
 LOGGER = logging.getLogger(__name__)
 
+Given = TypeVar("Given", bound=Pretrained)
 Split = folders.Folder | shapes.Shapes
 
 
@@ -147,16 +149,22 @@ def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
     return classes.VOCABULARIES[dataset]
 
 
-def load_clip(place: str | Path, *, image_size: int | None = None) -> Pretrained:
+def load_clip(
+    place: str | Path,
+    *,
+    image_size: int | None = None,
+    stated: Stated = Stated(),  # noqa: B008 (a named tuple is immutable)
+) -> Pretrained:
     """Load a CLIP, alone or with the model that it lies in; errors as of `weights.source.find`.
 
     Args:
         place: model directory, Hugging Face or open_clip folder, file of OpenAI's, or hub name.
         image_size: side of the images to come, pixels; None: as stored.
+        stated: what is known of it that its file does not tell.
     """
-    found = source.find(place)
+    found = source.find(place, stated=stated)
     if found.kind == "model":
-        model = pretrained.read(found.path)
+        model = with_tokenizer(pretrained.read(found.path), stated.tokenizer)
         return replace(model, clip=model.clip.resized(image_size))
     if found.clip is None:
         raise ValueError(
@@ -167,17 +175,31 @@ def load_clip(place: str | Path, *, image_size: int | None = None) -> Pretrained
     return Pretrained(clip=found.clip.resized(image_size), origin=origin)
 
 
+def stated(options: Settings) -> Stated:
+    """What settings say of a CLIP whose file does not tell it."""
+    said = options.clip
+    return Stated(said.vision_heads, said.text_heads, said.activation, said.tokenizer)
+
+
+def with_tokenizer(model: Given, name: str) -> Given:
+    """The same model with the tokenizer of this name, if there is one."""
+    if not name:
+        return model
+    return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
+
+
 def open_clip(options: Settings) -> Pretrained:
     """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from."""
-    crop, place = options.data.crop, options.clip.source
+    crop, place, said = options.data.crop, options.clip.source, stated(options)
     if options.init_from and source.is_model(options.init_from):
         if place != options.init_from:
             LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
+            said = Stated(tokenizer=said.tokenizer)  # the rest was said of the other
         place = options.init_from
     if place == "random":
         drawn = clip.draw(asdict(options.clip.random), image_size=crop, seed=options.seed)
         return Pretrained(clip=drawn, origin=Origin(name=place, format=place))
-    return load_clip(place, image_size=crop)
+    return load_clip(place, image_size=crop, stated=said)
 
 
 def embed(

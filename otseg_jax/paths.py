@@ -95,9 +95,14 @@ def new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(part)
 
 
-def check_free(dest: str | os.PathLike[str]) -> None:
-    """Refuse a destination that is taken (ValueError) or below none (FileNotFoundError)."""
+def check_free(dest: str | os.PathLike[str], *, file: bool = False) -> None:
+    """Refuse a destination that is taken (ValueError) or below none (FileNotFoundError).
+
+    An empty folder is free, unless a `file` is to be written.
+    """
     path = local(dest)
+    if file and path.is_dir():
+        raise ValueError(f"{dest} is a folder, and one file is written: name it, {path}/model.pth")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{dest} is there already: remove it, or choose another name")
     if not path.parent.is_dir():

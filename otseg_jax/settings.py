@@ -76,9 +76,13 @@ class ClipSizes:
 @_ONLY_THESE
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
-    """Which CLIP; `random` holds the sizes of untrained towers."""
+    """Which CLIP; `random` holds the sizes of untrained towers, the rest is as in `Stated`."""
 
     source: Annotated[Place, Field(min_length=1)]
+    vision_heads: Count = 0  # runs of before have none of these four
+    text_heads: Count = 0
+    activation: Literal["", "quick_gelu", "gelu"] = ""
+    tokenizer: str = ""
     random: ClipSizes
 
 

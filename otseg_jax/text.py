@@ -119,11 +119,6 @@ def tokenise(
         transformers pads with EOT; zeros are OpenAI's own, and the first EOT is found either way.
     """
     clip = _load_tokenizer(tokenizer)
-    if clip.eos_token_id != len(clip) - 1:
-        raise ValueError(
-            f"{tokenizer}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest; "
-            "it is not CLIP's tokenizer"
-        )
     # one more than there is room for, to see which are cut
     options = {"padding": "max_length", "truncation": True, "max_length": context_length + 1}
     rows = clip(list(texts), **options, return_tensors="np")
@@ -162,18 +157,27 @@ def _load_tokenizer(source: str | Path) -> CLIPTokenizer:
     folder = paths.local(source)
     source = str(folder if folder.exists() else source)  # else it is a name on the hub
     # from_pretrained would answer a folder without them with a vocabulary of two words
-    if folder.is_dir() and not holds_tokenizer(folder):
+    if folder.is_file() or (folder.is_dir() and not holds_tokenizer(folder)):
         raise FileNotFoundError(
-            f"{source} holds no tokenizer: wanted tokenizer.json, or vocab.json and merges.txt"
+            f"{source} is no folder that holds a tokenizer: wanted tokenizer.json, or vocab.json "
+            "and merges.txt"
         )
     try:
-        return CLIPTokenizer.from_pretrained(source)
+        clip = CLIPTokenizer.from_pretrained(source)
     except OSError as error:
         raise FileNotFoundError(
             f"{source!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
         ) from error
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise ValueError(f"the tokenizer in {source} is damaged: {error}") from error
+    if clip.eos_token_id != len(clip) - 1:
+        raise ValueError(
+            f"{source}: EOT is {clip.eos_token_id} of {len(clip)} ids, wanted the largest, at "
+            "which texts are pooled: it is not CLIP's tokenizer, or tokens were added to it. Name "
+            "one without them: --tokenizer=openai/clip-vit-base-patch16 (otseg_jax.convert), "
+            "--config.clip.tokenizer=… (a training)"
+        )
+    return clip
 
 
 def embed(

@@ -13,12 +13,12 @@ class QuickGELU(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, mlp: int):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU())]
-        self.mlp = nn.Sequential(OrderedDict([*layers, ("c_proj", nn.Linear(4 * width, width))]))
+        layers = [("c_fc", nn.Linear(width, mlp)), ("gelu", QuickGELU())]
+        self.mlp = nn.Sequential(OrderedDict([*layers, ("c_proj", nn.Linear(mlp, width))]))
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -28,9 +28,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int):
+    def __init__(self, width: int, layers: int, heads: int, mlp: int):
         super().__init__()
-        self.resblocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.resblocks = nn.ModuleList([Block(width, heads, mlp) for _ in range(layers)])
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         for block in self.resblocks:
@@ -39,13 +39,15 @@ class Transformer(nn.Module):
 
 
 class Vision(nn.Module):
-    def __init__(self, size: int, patch: int, width: int, layers: int, heads: int, out: int):
+    def __init__(
+        self, size: int, patch: int, width: int, layers: int, heads: int, mlp: int, out: int
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width))
         self.positional_embedding = nn.Parameter(torch.randn((size // patch) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads)
+        self.transformer = Transformer(width, layers, heads, mlp)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, out))
 
@@ -72,10 +74,11 @@ class CLIP(nn.Module):
         context: int = 12,
         text_width: int = 64,
         text_layers: int = 2,
+        mlp: int = 0,  # of the vision tower; 0: four times its width
     ):
         super().__init__()
-        self.visual = Vision(size, patch, width, layers, width // 64, out)
-        self.transformer = Transformer(text_width, text_layers, text_width // 64)
+        self.visual = Vision(size, patch, width, layers, width // 64, mlp or 4 * width, out)
+        self.transformer = Transformer(text_width, text_layers, text_width // 64, 4 * text_width)
         self.token_embedding = nn.Embedding(vocab, text_width)
         self.positional_embedding = nn.Parameter(torch.randn(context, text_width))
         self.ln_final = nn.LayerNorm(text_width)

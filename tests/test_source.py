@@ -16,8 +16,12 @@ from test_hugging_face import torch_clip
 from transformers import CLIPConfig, CLIPModel
 
 from otseg_jax import build
+from otseg_jax.convert import write
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights import clip, files, hugging_face, openai, rules, source
+from otseg_jax.weights.towers import Stated
+
+TINY = Stated(vision_heads=2, text_heads=1, activation="quick_gelu")  # of `openai_clip.make()`
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +148,7 @@ def open_clip_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_openai_files_and_state_dicts(tmp_path):
     model = openai_clip.make()
     openai_clip.script(model, tmp_path / "ViT.pt")
-    clip = source.find(tmp_path / "ViT.pt").clip
+    clip = source.find(tmp_path / "ViT.pt", stated=TINY).clip
     check_features(model, clip)
     state = model.state_dict()
     # the state dict of OpenAI's own files holds three numbers besides
@@ -156,7 +160,7 @@ def test_openai_files_and_state_dicts(tmp_path):
         "open_clip.pt": {**open_clip_names(state), "text.attn_mask": torch.ones(2, 2)},
     }.items():
         torch.save(value, tmp_path / name)
-        found = source.find(tmp_path / name)
+        found = source.find(tmp_path / name, stated=TINY)
         assert (found.kind, found.format) == ("clip", "openai")
         assert found.clip.fingerprint == clip.fingerprint, name
 
@@ -164,7 +168,7 @@ def test_openai_files_and_state_dicts(tmp_path):
 def test_openai_half_precision(tmp_path):
     model = openai_clip.make().half()
     openai_clip.script(model, tmp_path / "ViT.pt")
-    clip = source.find(tmp_path / "ViT.pt").clip
+    clip = source.find(tmp_path / "ViT.pt", stated=TINY).clip
     check_features(model.float(), clip)
 
 
@@ -181,7 +185,7 @@ def test_open_clip_folders_tell_heads_and_activation(tmp_path):
     assert clip.vision_config.activation == clip.text_config.activation == "gelu"
     path.write_text(json.dumps({"model_cfg": {**config, "quick_gelu": True}}))
     assert source.find(tmp_path).clip.vision_config.activation == "quick_gelu"
-    assert source.find(tmp_path, vision_heads=2).clip.vision_config.heads == 2
+    assert source.find(tmp_path, stated=Stated(vision_heads=2)).clip.vision_config.heads == 2
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"open_clip_config\.json does not describe a ViT CLIP"):
         source.find(tmp_path)
@@ -190,7 +194,7 @@ def test_open_clip_folders_tell_heads_and_activation(tmp_path):
 def test_every_openai_leaf_goes_back(tmp_path):
     model = openai_clip.make()
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    found = source.find(tmp_path / "a.pt")
+    found = source.find(tmp_path / "a.pt", stated=TINY)
     back = rules.invert(found.rules, found.clip.leaves())
     state = {n: t.numpy() for n, t in model.state_dict().items() if n != "logit_scale"}
     assert set(back) == set(state)
@@ -214,16 +218,24 @@ def test_openai_files_that_do_not_fit(tmp_path, change, message):
     change(state)
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=message) as error:
-        source.find(tmp_path / "a.pt")
+        source.find(tmp_path / "a.pt", stated=TINY)
     assert str(tmp_path / "a.pt") in str(error.value)
 
 
 def test_heads_that_no_file_tells(tmp_path):
-    torch.save(openai_clip.make(width=192).state_dict(), tmp_path / "a.pt")
-    assert source.find(tmp_path / "a.pt").clip.vision_config.heads == 3
+    path = tmp_path / "a.pt"
+    torch.save(openai_clip.make(width=192).state_dict(), path)
+    with pytest.raises(ValueError, match=r"a\.pt.*give --vision_heads=3 --text_heads=1 to .*conv"):
+        source.find(path)
+    with pytest.raises(ValueError, match=r"or --config\.clip\.text_heads=1 to a training"):
+        source.find(path, stated=Stated(vision_heads=6))
+    with pytest.raises(ValueError, match="vision_heads=5 does not divide the 192 channels"):
+        source.find(path, stated=Stated(vision_heads=5, text_heads=1))
+    found = source.find(path, stated=Stated(vision_heads=6, text_heads=2)).clip
+    assert (found.vision_config.heads, found.text_config.heads) == (6, 2)
     arrays = {n: t.numpy() for n, t in openai_clip.make().state_dict().items()}
     arrays["visual.conv1.weight"] = np.zeros((100, 3, 8, 8), np.float32)
-    with pytest.raises(ValueError, match=r"100 channels wide.*give --vision_heads"):
+    with pytest.raises(ValueError, match=r"give --vision_heads=N"):
         openai.load(arrays, Path("a.pt"))
 
 
@@ -275,60 +287,72 @@ def test_msgpack_and_nesting_made_to_harm(tmp_path):
 
 def test_clip_source_takes_every_format(hf, tmp_path):
     openai_clip.script(openai_clip.make(), tmp_path / "ViT.pt")
-    found = build.load_clip(tmp_path / "ViT.pt", image_size=64).clip
+    found = build.load_clip(tmp_path / "ViT.pt", image_size=64, stated=TINY).clip
     assert found.vision_config.image_size == 64
     assert found.vision["position_embedding"].shape == (65, 128)
     assert found.build_text()(jnp.ones((1, 12), jnp.int32)).shape == (1, 32)
-    with pytest.raises(ValueError, match="holds no tokenizer: convert it again with --tokenizer"):
+    with pytest.raises(ValueError, match=r"no tokenizer beside .*ViT\.pt: put its token"):
         found.tokenise(["cat"])
 
 
-SIZES = {  # width, layers, heads, patch, image, text width, text heads, embedding
-    "B/32": (768, 12, 12, 32, 224, 512, 8, 512),
-    "B/16": (768, 12, 12, 16, 224, 512, 8, 512),
-    "L/14": (1024, 24, 16, 14, 224, 768, 12, 768),
-    "L/14@336": (1024, 24, 16, 14, 336, 768, 12, 768),
+SIZES = {  # width, layers, heads, MLP, patch, image, text width, layers, heads, embedding
+    "B/32": (768, 12, 12, 3072, 32, 224, 512, 12, 8, 512),
+    "B/16": (768, 12, 12, 3072, 16, 224, 512, 12, 8, 512),
+    "L/14": (1024, 24, 16, 4096, 14, 224, 768, 12, 12, 768),
+    "L/14@336": (1024, 24, 16, 4096, 14, 336, 768, 12, 12, 768),
+    # as the config.json of LAION's models tell them
+    "H/14": (1280, 32, 16, 5120, 14, 224, 1024, 24, 16, 1024),
+    "g/14": (1408, 40, 16, 6144, 14, 224, 1024, 24, 16, 1024),
+    "bigG/14": (1664, 48, 16, 8192, 14, 224, 1280, 32, 20, 1280),
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_published_towers_are_covered_name_by_name(name):
+def test_published_towers_are_covered_name_by_name(name, caplog):
     """Names and shapes of transformers' and OpenAI's models, which take no memory here."""
-    width, layers, heads, patch, size, text_width, text_heads, embed = SIZES[name]
-    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    vision |= {"intermediate_size": 4 * width, "patch_size": patch, "image_size": size}
-    text = {"hidden_size": text_width, "num_attention_heads": text_heads}
-    text |= {"intermediate_size": 4 * text_width}
-    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=embed)
-    sizes = {"size": size, "patch": patch, "width": width, "layers": layers, "out": embed}
-    sizes |= {"vocab": 49408, "context": 77, "text_width": text_width, "text_layers": 12}
-    with torch.device("meta"):
-        models = {"hf": CLIPModel(config), "openai": openai_clip.CLIP(**sizes)}
-    shared = {"embed_dim": embed}
+    width, layers, heads, mlp, patch, size, words, depth, word_heads, embed = SIZES[name]
     ours = (
         VisionConfig(
             image_size=size,
             patch_size=patch,
             width=width,
             layers=layers,
-            **{"heads": heads, "mlp_width": 4 * width, **shared},
+            heads=heads,
+            mlp_width=mlp,
+            embed_dim=embed,
+            activation="gelu",
         ),
         TextConfig(
             vocab_size=49408,
             context_length=77,
-            width=text_width,
-            layers=12,
-            **{"heads": text_heads, "mlp_width": 4 * text_width, **shared},
+            width=words,
+            layers=depth,
+            heads=word_heads,
+            mlp_width=4 * words,
+            embed_dim=embed,
+            activation="gelu",
         ),
     )
+    config = CLIPConfig.from_dict(write.hugging_face_config(*ours))
+    sizes = {"size": size, "patch": patch, "width": width, "layers": layers, "out": embed}
+    sizes |= {"vocab": 49408, "context": 77, "text_width": words, "text_layers": depth}
+    with torch.device("meta"):
+        models = {"hf": CLIPModel(config), "openai": openai_clip.CLIP(**sizes, mlp=mlp)}
     target = clip.shapes(*ours)
     for kind, table, unused in (
-        ("hf", hugging_face.rules(layers, 12), hugging_face.UNUSED),
-        ("openai", openai.rules(layers, 12), openai.UNUSED),
+        ("hf", hugging_face.rules(layers, depth), hugging_face.UNUSED),
+        ("openai", openai.rules(layers, depth), openai.UNUSED),
     ):
         zero = np.zeros((), np.float32)
         arrays = {n: np.broadcast_to(zero, t.shape) for n, t in models[kind].state_dict().items()}
         assert set(rules.fill(table, arrays, target, unused=unused)) == set(target)
-        if kind == "openai":
-            assert openai.vision_config(arrays, "visual.", "file") == ours[0]
-            assert openai.text_config(arrays, "", "file") == ours[1]
+    said = Stated(activation="gelu")
+    assert openai.configs(arrays, "visual.", "", "file", said) == ours
+    caplog.clear()
+    assert openai.configs(arrays, "visual.", "", "file", Stated())[0].heads == heads
+    (line,) = caplog.messages
+    wide = width > 1024
+    assert (
+        f"assumed {'gelu' if wide else 'quick_gelu'}, as in {'LAION' if wide else 'OpenAI'}" in line
+    )
+    assert f"--activation={'quick_gelu' if wide else 'gelu'}" in line

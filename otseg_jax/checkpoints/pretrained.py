@@ -114,6 +114,7 @@ def write(dest: str | Path, model: Pretrained) -> None:
 def write_into(folder: Path, model: Pretrained) -> None:
     """Write the files of a model directory into an empty folder that the caller puts in place."""
     clip, arrays = model.clip, model.leaves()
+    clip.check_tokenizer()
     if isinstance(model, Model):
         arrays |= names.under("unused/", model.unused)
     # safetensors writes memory as it lies, so that a transposed view would come out wrong
@@ -157,7 +158,7 @@ def read(source: str | Path) -> Pretrained:
         text=names.below("text/", arrays),
         fingerprint=config.clip.fingerprint,
         text_fingerprint=config.clip.text_fingerprint,
-        tokenizer=folder / TOKENIZER if (folder / TOKENIZER).is_dir() else None,
+        tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
         logit_scale=config.clip.logit_scale,
     )
     spec = config.model

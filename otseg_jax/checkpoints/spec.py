@@ -23,11 +23,14 @@ from otseg_jax.settings import Settings
 LOGGER = logging.getLogger(__name__)
 
 # Settings that do not change what is learned: a run may be resumed with other values. Of the files
-# `clip.source` and `text.embeddings` the content counts: their fingerprints are compared instead.
+# CLIP and of `text.embeddings` the content counts: their fingerprints are compared instead.
 FREE = (
     "mesh.",
     "eval.",
     "clip.source",
+    "clip.vision_heads",
+    "clip.text_heads",
+    "clip.activation",
     "text.embeddings",
     "text.cache",
     "init_",

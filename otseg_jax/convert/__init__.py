@@ -39,7 +39,7 @@ def convert(
     dest = paths.local(dest)
     if upload and format not in ("model", "stablehlo"):
         raise ValueError(f"--upload publishes model directories, not --format={format}")
-    paths.check_free(dest)  # before the work
+    paths.check_free(dest, file=format == "mmseg")  # before the work
     found = read.load(source, hints=hints)
     WRITERS[format](dest, found.model)
     lines = [f"{source} ({found.format}) → {dest} ({format})"]

@@ -42,7 +42,7 @@ for name, text in HELP.items():
     if name == "activation":
         flags.DEFINE_enum(name, default, ["", *ACTIVATIONS], text, flag_values=FLAGS)
     elif isinstance(default, int):
-        flags.DEFINE_integer(name, default, text, flag_values=FLAGS)
+        flags.DEFINE_integer(name, default, text, lower_bound=0, flag_values=FLAGS)
     else:
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
 flags.DEFINE_string(

@@ -18,8 +18,9 @@ from otseg_jax.convert.hints import Hints
 from otseg_jax.data import classes
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.otseg import OTSegConfig
-from otseg_jax.weights import clip, files, mmseg, names, openai, rules
+from otseg_jax.weights import clip, files, hub, mmseg, names, openai, rules
 from otseg_jax.weights.rules import Rule
+from otseg_jax.weights.towers import Stated
 
 FIRST, DEEP = "backbone.prompt_embeddings", "backbone.deep_prompt_embeddings"
 
@@ -52,7 +53,8 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
 
     towers = {n: leaf for n, leaf in leaves.items() if n.startswith(("vision/", "text/"))}
     # where the embeddings are given, nobody has asked for a tokenizer
-    tokenizer = hints.tokenizer or (None if options.text.embeddings else options.clip.source)
+    place = "" if options.text.embeddings else options.clip.source
+    tokenizer = hub.tokenizer(hints.stated.tokenizer or place) or None
     loaded = clip.identified(towers, vision, words, name=where, tokenizer=tokenizer)
     embeddings, described = build.embed(
         spec.describe(options, vocabulary),
@@ -74,14 +76,11 @@ def _towers(
     arrays: Mapping[str, np.ndarray], hints: Hints, where: str
 ) -> tuple[VisionConfig, TextConfig | None]:
     """Sizes of the towers; there may be no text tower in the file."""
-    act = hints.activation or "quick_gelu"
-    heads, prefix = hints.text_heads, "text_encoder."
-    vision = openai.vision_config(
-        arrays, "backbone.", where, heads=hints.vision_heads, activation=act
-    )
-    if not any(name.startswith(prefix) for name in arrays):
-        return vision, None
-    return vision, openai.text_config(arrays, prefix, where, heads=heads, activation=act)
+    # the original programs know no other activation than OpenAI's
+    stated = Stated.of(hints.stated, Stated(activation="quick_gelu"))
+    prefix = "text_encoder."
+    words = prefix if any(name.startswith(prefix) for name in arrays) else None
+    return openai.configs(arrays, "backbone.", words, where, stated)
 
 
 def _model_config(
@@ -108,7 +107,8 @@ def _model_config(
 def _check_vocabulary(vocabulary: classes.Vocabulary, stored: files.Stored, where: str) -> None:
     """Compare with what the original program noted of its classes."""
     problems = []
-    theirs = stored.meta.get("CLASSES")
+    newer = stored.meta.get("dataset_meta")  # of mmsegmentation 1.x
+    theirs = stored.meta.get("CLASSES") or (isinstance(newer, dict) and newer.get("classes"))
     if isinstance(theirs, list | tuple):
         if len(theirs) != len(vocabulary):
             problems.append(f"it was trained on {len(theirs)} classes, here are {len(vocabulary)}")

@@ -37,14 +37,10 @@ def load(
     hints: Hints = Hints(),  # noqa: B008 (a named tuple is immutable)
 ) -> Loaded:
     """Read a source of any format: file, folder or hub name; errors are one message."""
-    found = source.find(
-        place,
-        vision_heads=hints.vision_heads,
-        text_heads=hints.text_heads,
-        activation=hints.activation,
-    )
+    found = source.find(place, stated=hints.stated)
     if found.kind == "model":
-        return Loaded(pretrained.read(found.path), found.format, {}, ())
+        ours = pretrained.read(found.path)
+        return Loaded(build.with_tokenizer(ours, hints.stated.tokenizer), found.format, {}, ())
     if found.kind == "run":
         return Loaded(_run(found.path, hints), found.format, {}, ())
     assert found.stored is not None
@@ -53,7 +49,6 @@ def load(
     model: Pretrained
     if found.clip is not None:
         clip = found.clip.resized(hints.image_size or None)
-        clip = replace(clip, tokenizer=hints.tokenizer or clip.tokenizer)
         model, rules = Pretrained(clip=clip, origin=origin), found.rules
     else:
         model, rules = published.load(found.stored, origin, hints)
@@ -65,8 +60,12 @@ def _run(path: Path, hints: Hints) -> Model:
     with Checkpoints(path / restore.CHECKPOINTS) as checkpoints:
         step, record = restore.choose(checkpoints, hints.checkpoint, path)
         options = replace(record.settings, init_from="")
-        if hints.clip:
-            options = replace(options, clip=replace(options.clip, source=hints.clip))
+        place = replace(
+            options.clip,
+            source=hints.clip or options.clip.source,
+            tokenizer=hints.tokenizer or options.clip.tokenizer,
+        )
+        options = replace(options, clip=place)
         clip = build.open_clip(options).clip
         if clip.fingerprint != record.spec.clip_fingerprint:
             raise ValueError(
@@ -83,7 +82,7 @@ def _run(path: Path, hints: Hints) -> Model:
     if options.text.embeddings:  # other words than the tower's: it would embed new ones apart
         clip = replace(clip, text_config=None, text={})
     return Model(
-        clip=replace(clip, tokenizer=hints.tokenizer or clip.tokenizer),
+        clip=clip,
         origin=Origin(
             name=f"{path}, step {step}",
             format="otseg_jax run",

@@ -52,7 +52,7 @@ def to_mmseg(dest: str | Path, model: Pretrained) -> None:
         "PALETTE": described.pop("palette"),
         "otseg_jax": {**described, "origin": asdict(model.origin)},
     }
-    paths.check_free(dest)
+    paths.check_free(dest, file=True)
     with paths.atomic(dest) as path:
         torch_write.write(path, {"meta": meta, "state_dict": mmseg_arrays(trained)})
 
@@ -91,6 +91,7 @@ def to_hugging_face(dest: str | Path, model: Pretrained) -> None:
         raise ValueError(
             f"the model from {clip.name} holds no text tower, which a CLIPModel must have"
         )
+    clip.check_tokenizer()
     # safetensors writes memory as it lies, so that a transposed view would come out wrong
     arrays = {name: np.asarray(x, order="C") for name, x in hugging_face_arrays(clip).items()}
     with paths.new_folder(dest) as folder:

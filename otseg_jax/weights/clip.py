@@ -30,6 +30,9 @@ from otseg_jax.weights.rules import Rule, fill
 
 LOGGER = logging.getLogger(__name__)
 
+# Rows of a token table beyond its tokenizer's ids: padding to a round number, tokens added since.
+SPARE = 256
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Clip:
@@ -64,14 +67,33 @@ class Clip:
         return names.build(lambda: TextTower(config, rngs=nnx.Rngs(0)), self.text)
 
     def tokenise(self, texts: Sequence[str]) -> Int[np.ndarray, "t l"]:
-        """Token ids of texts; a ValueError where there is no tokenizer."""
+        """Token ids of texts; a ValueError where there is no tokenizer, or not the tower's."""
         if self.tokenizer is None:
             raise ValueError(
-                f"the model from {self.name} holds no tokenizer: convert it again with "
-                "--tokenizer=openai/clip-vit-base-patch16, or a folder that holds one"
+                f"no tokenizer beside {self.name}: put its tokenizer.json there, or name a folder "
+                "or hub name that holds one, as in --tokenizer=openai/clip-vit-base-patch16 "
+                "(otseg_jax.convert) or --config.clip.tokenizer=… (a training)"
             )
+        self.check_tokenizer()
         length = self.text_config.context_length if self.text_config else 77
         return text.tokenise(texts, self.tokenizer, context_length=length)
+
+    def check_tokenizer(self) -> None:
+        """Refuse, with a ValueError, a tokenizer that is not that of the text tower."""
+        if self.tokenizer is None or self.text_config is None:
+            return
+        ids, rows = text.vocabulary_size(self.tokenizer), self.text_config.vocab_size
+        if not rows - SPARE <= ids <= rows:
+            raise ValueError(
+                f"{self.tokenizer} has {ids} token ids, the text tower of {self.name} {rows}: it "
+                "is not the tokenizer of these weights; name theirs with --tokenizer "
+                "(otseg_jax.convert) or --config.clip.tokenizer (a training)"
+            )
+        if ids < rows:
+            LOGGER.warning(
+                "%s has %d token ids, %d fewer than the text tower of %s: the last are not used",
+                *(self.tokenizer, ids, rows - ids, self.name),
+            )
 
     def embed(
         self, classes: Sequence[str], templates: Sequence[str], *, cache: str | Path | None = None
@@ -90,7 +112,8 @@ class Clip:
 
         if not cache:
             return make()
-        key = text.vocabulary_hash(classes, templates, self.text_fingerprint)
+        tokens = {"tokens": self.tokenise(texts)}  # not the names: tokenizers differ
+        key = names.fingerprint(tokens, config=self.text_fingerprint)
         return text.cached(cache, key, (*shape, self.vision_config.embed_dim), make)
 
     def resized(self, image_size: int | None) -> "Clip":

@@ -5,19 +5,43 @@ Names are joined by "." as torch has them, by "/" for msgpack. Arrays keep the s
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from flax import serialization
 from msgpack.exceptions import UnpackException
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load_file
 
 from otseg_jax import paths
-from otseg_jax.weights import torch_file
-from otseg_jax.weights.names import joined
+from otseg_jax.weights import names, torch_file
+
+LOGGER = logging.getLogger(__name__)
+
+# Parts that a CLIP, an OTSeg or a ZegCLIP has in any naming: what comes before is a wrapper's name.
+PARTS = re.compile(
+    r"(?:^|.*?[./])(?=(visual|vision_model|text_model|backbone|decode_head|text_encoder)[./])"
+)
+# Wrappers that hold THE weights, where a file holds more than one set of them (an average, say).
+WRAPPERS = {
+    *("state_dict", "model_state_dict", "model", "module", "_orig_mod", "params", "clip"),
+    *("net", "network", "weights"),
+}
+
+# Names of dtypes in safetensors, those included that its reader for numpy does not know.
+DTYPES: dict[str, Any] = {
+    **dict(zip(("F64", "F32", "F16", "BOOL"), ("<f8", "<f4", "<f2", "?"), strict=True)),
+    **{f"I{8 * n}": f"<i{n}" for n in (1, 2, 4, 8)},
+    "U8": "u1",
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 
 DEEPEST, MOST = 64, 1_000_000  # levels and entries of nested dicts, far beyond any model's
 
@@ -39,9 +63,6 @@ class Stored(NamedTuple):
 def read(path: str | Path) -> Stored:
     """Read a weight file, or all files of a sharded one if given its `….index.json`.
 
-    Of a training checkpoint only `"state_dict"` is taken, of a distributed one without the
-    "module." before each name.
-
     Raises:
         FileNotFoundError: no such file, or a shard that is missing.
         ValueError: damaged, of a kind that is not read, or refused.
@@ -55,15 +76,51 @@ def read(path: str | Path) -> Stored:
     tree = torch_file.read(path) if kind == "torch" else _read_whole(path, kind)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} holds a {type(tree).__name__}, wanted weights by name")
-    state, meta = tree.get("state_dict"), tree.get("meta")
-    separator = "/" if kind == "msgpack" else "."
-    arrays = _flatten(state if isinstance(state, dict) else tree, separator, path)
-    if arrays and all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    meta = tree.get("meta")
+    arrays = _flatten(tree, "/" if kind == "msgpack" else ".", path)
     if not arrays:
         found = ", ".join(map(str, tree)) or "nothing"
-        raise ValueError(f"{path} holds no weights by name, only {found}")
+        raise ValueError(
+            f"{path} holds no weights by name, only {found}: they are saved by "
+            "torch.save(model.state_dict(), 'weights.pt')"
+        )
     return Stored(arrays, meta if isinstance(meta, dict) else {}, (path,))
+
+
+def unwrap(stored: Stored, where: str | Path) -> Stored:
+    """The same weights without what a training program put around them or before their names.
+
+    Raises:
+        ValueError: several sets of weights, none of which is plainly the model's.
+    """
+    found = {match[0] for name in stored.arrays if (match := PARTS.match(name))}
+    ranks = {prefix: _rank(prefix) for prefix in found}
+    best = sorted(prefix for prefix in found if ranks[prefix] == min(ranks.values()))
+    if len(best) > 1:
+        raise ValueError(
+            f"{where} holds several sets of weights, {', '.join(best)}: save the one that is "
+            "wanted in a file of its own"
+        )
+    if best in ([], [""]):
+        return stored
+    (prefix,) = best
+    arrays = names.below(prefix, stored.arrays)
+    beside = sorted({_head(n, prefix) for n in stored.arrays if not n.startswith(prefix)})
+    left = f"; beside them, and not read: {names.joined(beside)}" if beside else ""
+    LOGGER.info("%s: the weights are those below %r%s", where, prefix, left)
+    return stored._replace(arrays=arrays)
+
+
+def _rank(prefix: str) -> tuple[bool, int]:
+    wrappers = [part for part in re.split("[./]", prefix) if part]
+    return not WRAPPERS.issuperset(wrappers), len(wrappers)
+
+
+def _head(name: str, prefix: str) -> str:
+    """A name as far as it tells it from the prefix: "optimizer", "state_dict.head"."""
+    parts, known = re.split("([./])", name), re.split("([./])", prefix)
+    same = next(i for i, part in enumerate(parts) if part != known[i])
+    return "".join(parts[: same + 1])
 
 
 def sha256(paths: Iterable[Path]) -> str:
@@ -85,7 +142,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{where} holds numbers that are not finite, in {joined(bad)}: the training "
+            f"{where} holds numbers that are not finite, in {names.joined(bad)}: the training "
             "diverged, or the file was damaged; use an earlier checkpoint or fetch it again"
         )
 
@@ -111,10 +168,27 @@ def _read_whole(path: Path, kind: str) -> Any:
             return load_file(path)
         return serialization.msgpack_restore(path.read_bytes())
     except _DAMAGE as error:
+        if kind == "safetensors" and "has no attribute" in str(error):
+            return _of_any_dtype(path)
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is damaged or cut short, fetch it again: "
             f"{str(error) or type(error).__name__}"
         ) from error
+
+
+def _of_any_dtype(path: Path) -> dict[str, np.ndarray]:
+    """A whole safetensors file; costs its size in memory once more than `load_file` does."""
+    entries = deserialize(path.read_bytes())
+    odd = sorted({entry["dtype"] for _, entry in entries} - set(DTYPES))
+    if odd:
+        raise ValueError(
+            f"{path} holds numbers of type {', '.join(odd)}, which are not read: save it in "
+            "float32, float16, bfloat16 or float8 (E4M3, E5M2)"
+        )
+    return {
+        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in entries
+    }
 
 
 def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, np.ndarray]:
@@ -136,17 +210,17 @@ def _flatten(tree: Mapping[str, Any], separator: str, path: Path) -> dict[str, n
 def _read_shards(path: Path) -> Stored:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(table.values()))
-        plain = all(isinstance(n, str) and Path(n).name == n for n in names)
+        shards = sorted(set(table.values()))
+        plain = all(isinstance(n, str) and Path(n).name == n for n in shards)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the index of a sharded checkpoint: {error!r}") from error
     if not plain:
         raise ValueError(f"{path} names shards outside of its own folder: refused")
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in shards if not (path.parent / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{path} names shards that are not there: {', '.join(missing)}")
     arrays: dict[str, np.ndarray] = {}
-    for name in names:
+    for name in shards:
         arrays |= read(path.parent / name).arrays
     absent, surplus = sorted(set(table) - set(arrays)), sorted(set(arrays) - set(table))
     if absent or surplus:
@@ -154,4 +228,4 @@ def _read_shards(path: Path) -> Stored:
             f"{path} does not fit its shards: they lack {absent[:5]}, it does not list "
             f"{surplus[:5]}; fetch them again"
         )
-    return Stored(arrays, {}, (path, *(path.parent / name for name in names)))
+    return Stored(arrays, {}, (path, *(path.parent / name for name in shards)))

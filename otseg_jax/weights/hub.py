@@ -7,18 +7,22 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from otseg_jax import paths
+from otseg_jax import paths, text
 
 BUILT_IN = "shapes-clip"  # the small CLIP of the shapes world that comes with the package
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json")
 
 
-def find(source: str | Path, patterns: Sequence[str]) -> Path:
+def find(
+    source: str | Path, patterns: Sequence[str], choices: Sequence[Sequence[str]] = ()
+) -> Path:
     """The folder that a name stands for, fetched from the hub if it is not here.
 
     Args:
         source: folder, `BUILT_IN`, or hub name "owner/name".
         patterns: names of the files wanted, with * for any text.
+        choices: more of them, of which the first whose first name is there is fetched alone: the
+            same weights often lie there three times.
 
     Raises:
         FileNotFoundError: no such folder, and no hub name or none that can be had.
@@ -33,11 +37,35 @@ def find(source: str | Path, patterns: Sequence[str]) -> Path:
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+        wanted = [*patterns, *_chosen(name, choices)]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"{name!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
         ) from error
+
+
+def _chosen(name: str, choices: Sequence[Sequence[str]]) -> list[str]:
+    try:
+        listing = huggingface_hub.HfApi().model_info(name).siblings or []
+    except (HfHubHTTPError, HFValidationError, OSError):  # offline: what was fetched before
+        listing = []
+    there = {entry.rfilename for entry in listing}
+    first = [choice for choice in choices if choice[0] in there][:1]
+    return [pattern for choice in first or choices for pattern in choice]
+
+
+def tokenizer(name: str | Path) -> str | Path:
+    """Where the tokenizer of a name lies: a folder here, a model directory's, or a hub name."""
+    place = Path(name).expanduser()
+    if str(name) == BUILT_IN:
+        return find(BUILT_IN, ())
+    if place.is_file():
+        place = place.parent
+    if not str(name) or not place.is_dir():
+        return name
+    inner = place / "tokenizer"
+    return inner if text.holds_tokenizer(inner) and not text.holds_tokenizer(place) else place
 
 
 def upload(folder: str | Path, name: str) -> str:

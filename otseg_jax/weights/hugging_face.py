@@ -4,6 +4,7 @@ The weights are safetensors, torch's zip or flax's msgpack, whole or in shards.
 """
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from transformers import CLIPConfig
 
 from otseg_jax import paths, text
 from otseg_jax.models.clip import TextConfig, VisionConfig
-from otseg_jax.weights import files, hub
+from otseg_jax.weights import files, hub, towers
 from otseg_jax.weights.clip import Clip, assemble
 from otseg_jax.weights.rules import Rule, linear, norm
+from otseg_jax.weights.towers import Stated
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -23,8 +25,9 @@ WEIGHTS = tuple(
     for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
     for index in ("", ".index.json")
 )
-SHARDS = ("model-*.safetensors", "pytorch_model-*.bin", "flax_model-*.msgpack")
-PATTERNS = (CONFIG, *WEIGHTS, *SHARDS, *hub.TOKENIZER)
+# What to fetch from the hub with each: itself, or an index and its shards.
+CHOICES = tuple((n, re.sub(r"(\.\w+)\.index\.json$", r"-*\1", n)) for n in WEIGHTS)
+PATTERNS = (CONFIG, *hub.TOKENIZER)
 
 IDS = "embeddings.position_ids"  # 0, 1, 2, …, which old versions of transformers saved
 UNUSED = ("logit_scale", f"text_model.{IDS}", f"vision_model.{IDS}")
@@ -41,26 +44,30 @@ def load(source: str | Path, *, image_size: int | None = None) -> Clip:
         FileNotFoundError: no such folder or hub name, or one without the two files.
         ValueError: another architecture, a damaged file, weights that do not cover the towers.
     """
-    clip, _, _ = load_stored(hub.find(source, PATTERNS), str(source))
+    clip, _, _ = load_stored(hub.find(source, PATTERNS, CHOICES), str(source))
     return clip.resized(image_size)
 
 
 def load_stored(
-    folder: Path, source: str, *, path: Path | None = None
+    folder: Path,
+    source: str,
+    *,
+    path: Path | None = None,
+    stated: Stated = Stated(),  # noqa: B008 (a named tuple is immutable)
 ) -> tuple[Clip, files.Stored, list[Rule]]:
     """As `load`: a CLIP at its stored size, what its file holds, and the table between the two.
 
     Args:
         path: weight file of the folder; None: the first of `WEIGHTS` that is there.
     """
-    vision, words = read_config(folder)
+    vision, words = _as_stated(*read_config(folder), stated, str(folder / CONFIG))
     path = path or next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
             f"{source} holds no weights that are read ({', '.join(WEIGHTS)}), only {found}"
         )
-    stored = files.read(path)
+    stored = files.unwrap(files.read(path), path)
     table = rules(vision.layers, words.layers)
     if any("/" in name for name in stored.arrays):
         table = [flax_rule(rule) for rule in table]
@@ -72,7 +79,7 @@ def load_stored(
         unused=UNUSED,
         where=f"{path} does not fit {folder / CONFIG}",
         name=source,
-        tokenizer=folder if text.holds_tokenizer(folder) else None,
+        tokenizer=stated.tokenizer or (folder if text.holds_tokenizer(folder) else None),
     )
     return clip, stored, table
 
@@ -109,6 +116,19 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
         raise ValueError(f"{path} does not describe a CLIP that can be read: {error}") from error
 
 
+def _as_stated(
+    vision: VisionConfig, words: TextConfig, stated: Stated, where: str
+) -> tuple[VisionConfig, TextConfig]:
+    told = Stated(vision.heads, words.heads, vision.activation)
+    heads = {"vision": vars(vision), "text": vars(words)}
+    found = towers.heads(heads, stated.over(told, where), where)
+    act = stated.activation
+    return (
+        replace(vision, heads=found["vision"], activation=act or vision.activation),
+        replace(words, heads=found["text"], activation=act or words.activation),
+    )
+
+
 def _sizes(config: Any, embed_dim: int) -> dict[str, Any]:
     return {
         "embed_dim": embed_dim,
@@ -127,7 +147,9 @@ def _refuse(text: Any, vision: Any) -> None:
     if text.eos_token_id not in (2, text.vocab_size - 1):
         problems.append(
             f"text_config.eos_token_id is {text.eos_token_id}, wanted the largest token id "
-            f"{text.vocab_size - 1}, at which texts are pooled"
+            f"{text.vocab_size - 1}, at which texts are pooled; if tokens were added behind it, "
+            "set it to 2 in that file (the largest of a text), and give a tokenizer without them: "
+            "--tokenizer=openai/clip-vit-base-patch16"
         )
     if vision.num_channels != 3:
         problems.append(f"vision_config.num_channels is {vision.num_channels}, wanted 3")

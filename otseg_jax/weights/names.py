@@ -131,13 +131,13 @@ def fingerprint(leaves: Mapping[str, np.ndarray], *, config: object = None) -> s
     return digest.hexdigest()
 
 
-def joined(problems: Sequence[str]) -> str:
-    """One line of problems, the first eight of them in full."""
-    more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
-    return "; ".join([*problems[:8], *more])
+def joined(problems: Sequence[str], *, most: int = 8) -> str:
+    """One line of problems, so many of them in full."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "; ".join([*problems[:most], *more])
 
 
 def stop_at(problems: Sequence[str]) -> None:
     """Raise a ValueError that lists the problems, if there are any."""
     if problems:
-        raise ValueError(f"{len(problems)} problem(s) in weights:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{len(problems)} problem(s) in weights: {joined(problems, most=20)}")

@@ -1,23 +1,22 @@
 """Names in OpenAI's CLIP files (`ViT-B-16.pt` and its state dict) and in open_clip's.
 
 Both programs name a ViT alike: `visual.*` is the vision tower, `transformer.*` and its siblings the
-text tower, which open_clip's newer models keep under `text.`. Sizes are read off the shapes; the
-width of a head and the activation are not in the file.
+text tower, which open_clip's newer models keep under `text.`. Sizes are read off the shapes;
+heads and activation are not in the file (`weights.towers`).
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from otseg_jax import text
 from otseg_jax.models.clip import TextConfig, VisionConfig
+from otseg_jax.weights import towers
 from otseg_jax.weights.clip import Clip, assemble
 from otseg_jax.weights.rules import Rule, linear, norm
-
-HEAD = 64  # channels of a head in every published CLIP ViT
+from otseg_jax.weights.towers import Stated
 
 UNUSED = (
     "logit_scale",
@@ -36,25 +35,21 @@ def load(
     arrays: Mapping[str, np.ndarray],
     path: Path,
     *,
-    vision_heads: int = 0,
-    text_heads: int = 0,
-    activation: str = "quick_gelu",
+    stated: Stated = Stated(),  # noqa: B008 (a named tuple is immutable)
 ) -> tuple[Clip, list[Rule]]:
     """Build a CLIP from the arrays of a file; and the table between the two.
 
-    Args:
-        path: the file; a tokenizer beside it is taken.
-        vision_heads: 0: one per 64 channels; `text_heads` likewise.
-        activation: "quick_gelu" (OpenAI's weights) or "gelu" (most of open_clip's own).
+    A tokenizer beside the file is taken where none is stated.
 
     Raises:
-        ValueError: no ViT CLIP, or weights that do not cover the towers; all problems at once.
+        ValueError: no ViT CLIP, heads that nobody tells, or weights that do not cover the towers;
+            all problems of a kind at once.
     """
     where, prefix = str(path), "text." if "text.token_embedding.weight" in arrays else ""
-    vision = vision_config(arrays, "visual.", where, heads=vision_heads, activation=activation)
-    words = text_config(arrays, prefix, where, heads=text_heads, activation=activation)
+    vision, words = configs(arrays, "visual.", prefix, where, stated)
+    assert words is not None
     table = rules(vision.layers, words.layers, text_prefix=prefix)
-    tokenizer = path.parent if text.holds_tokenizer(path.parent) else None
+    tokenizer = stated.tokenizer or (path.parent if text.holds_tokenizer(path.parent) else None)
     clip = assemble(
         table, arrays, vision, words, unused=UNUSED, where=where, name=where, tokenizer=tokenizer
     )
@@ -110,26 +105,33 @@ def _transformer(source: str, target: str, blocks: int) -> list[Rule]:
     return table
 
 
-def vision_config(
-    arrays: Mapping[str, np.ndarray],
-    prefix: str,
-    where: str,
-    *,
-    heads: int = 0,
-    activation: str = "quick_gelu",
-) -> VisionConfig:
-    """Sizes of a vision tower, read off its shapes.
+def configs(
+    arrays: Mapping[str, np.ndarray], vision: str, text: str | None, where: str, stated: Stated
+) -> tuple[VisionConfig, TextConfig | None]:
+    """Both towers, read off their shapes and completed by what is known or stated.
 
     Args:
-        prefix: before every name: "visual." or "backbone.".
+        vision: before every name of that tower: "visual." or "backbone.".
+        text: before those of the text tower; None: there is none.
         where: the file, for messages.
-        heads: 0: one per 64 channels.
 
     Raises:
-        ValueError: it is no vision transformer of CLIP's.
+        ValueError: they are no transformers of CLIP's, or nobody tells their heads.
     """
+    sizes = {"vision": _vision_sizes(arrays, vision, where)}
+    if text is not None:
+        sizes["text"] = _text_sizes(arrays, text, where)
+    heads = towers.heads(sizes, stated, where)
+    activation = towers.activation(sizes["vision"]["width"], stated, where)
+    seen = VisionConfig(**sizes["vision"], heads=heads["vision"], activation=activation)
+    if text is None:
+        return seen, None
+    return seen, TextConfig(**sizes["text"], heads=heads["text"], activation=activation)
+
+
+def _vision_sizes(arrays: Mapping[str, np.ndarray], prefix: str, where: str) -> dict[str, int]:
     wanted = {"conv1.weight": 4, "proj": 2}
-    conv, positions, sizes = _sizes(arrays, prefix, where, wanted, heads, "vision_heads")
+    conv, positions, sizes = _sizes(arrays, prefix, where, wanted)
     grid = round(max(positions[0] - 1, 0) ** 0.5)
     if grid * grid + 1 != positions[0] or conv[2] != conv[3] or conv[1] != 3:
         raise ValueError(
@@ -137,23 +139,13 @@ def vision_config(
             f"{list(conv)} are not those of a ViT for square RGB images"
         )
     side = conv[2]
-    return VisionConfig(image_size=grid * side, patch_size=side, activation=activation, **sizes)
+    return {"image_size": grid * side, "patch_size": side, **sizes}
 
 
-def text_config(
-    arrays: Mapping[str, np.ndarray],
-    prefix: str,
-    where: str,
-    *,
-    heads: int = 0,
-    activation: str = "quick_gelu",
-) -> TextConfig:
-    """Sizes of a text tower, as of `vision_config`."""
+def _text_sizes(arrays: Mapping[str, np.ndarray], prefix: str, where: str) -> dict[str, int]:
     wanted = {"token_embedding.weight": 2, "text_projection": 2}
-    tokens, positions, sizes = _sizes(arrays, prefix, where, wanted, heads, "text_heads")
-    return TextConfig(
-        vocab_size=tokens[0], context_length=positions[0], activation=activation, **sizes
-    )
+    tokens, positions, sizes = _sizes(arrays, prefix, where, wanted)
+    return {"vocab_size": tokens[0], "context_length": positions[0], **sizes}
 
 
 def _sizes(
@@ -161,9 +153,7 @@ def _sizes(
     prefix: str,
     where: str,
     ends: Mapping[str, int],  # the embedding and the projection, and their numbers of axes
-    heads: int,
-    option: str,
-) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, int]]:
     """Shapes of the embedding and of the positions, and the sizes that both towers have."""
     blocks = f"{prefix}transformer.resblocks."
     wanted = {prefix + name: axes for name, axes in ends.items()}
@@ -184,12 +174,7 @@ def _sizes(
     embedding, projection, positions, up = shapes.values()
     # a convolution is [out, in, height, width], a table of tokens [token, channel]
     width = embedding[0] if len(embedding) == 4 else embedding[1]
-    if not heads and width % HEAD:
-        raise ValueError(
-            f"{where}: {prefix} is {width} channels wide, no multiple of {HEAD}: its number of "
-            f"heads is not in the file, give --{option}"
-        )
     numbered = [re.match(rf"{re.escape(blocks)}(\d+)\.", name) for name in arrays]
     layers = 1 + max(int(match[1]) for match in numbered if match)
-    sizes = {"width": width, "layers": layers, "heads": heads or width // HEAD}
-    return embedding, positions, sizes | {"mlp_width": up[0], "embed_dim": projection[1]}
+    sizes = {"width": width, "layers": layers, "mlp_width": up[0], "embed_dim": projection[1]}
+    return embedding, positions, sizes

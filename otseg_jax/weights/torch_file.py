@@ -5,9 +5,14 @@ tensor storage. Python's unpickler runs the pickle, but a name is looked up in a
 nowhere else, and opcodes that would reach past it are taken out before. Tensors come back as numpy
 arrays of the stored dtype (bfloat16 as ml_dtypes'), an `OrderedDict` and a scripted module as
 dicts. Every size is compared with the file's before memory is taken for it.
+
+Training programs save objects of their own beside the weights. What is only an object with a state,
+or is of a known harmless class, becomes an empty stand-in and is named in one line; a file that
+asks for a function to be called, or for parts of torch, is refused.
 """
 
 import io
+import logging
 import math
 import pickle
 import pickletools
@@ -22,6 +27,8 @@ import ml_dtypes
 import numpy as np
 
 from otseg_jax import paths
+
+LOGGER = logging.getLogger(__name__)
 
 LARGEST_PICKLE = 64 << 20  # bytes; that of a ViT-L/14 training run has about one million
 
@@ -41,12 +48,22 @@ _OPCODES = re.compile(
     "(LONG_)?BIN(PUT|GET)|MEMOIZE|(STACK_)?GLOBAL|REDUCE|NEWOBJ|BUILD|BINPERSID"
 )
 
+# Classes whose objects a pickle makes by a call, and of which nothing is lost beside weights.
+_CALLED = re.compile(
+    r"numpy\.(_?core\.)?(multiarray\._reconstruct|numeric\._frombuffer|ndarray)|"
+    r"numpy\.random\._pickle\.\w+|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|"
+    r"collections\.(defaultdict|deque|Counter)|datetime\.\w+|decimal\.Decimal|uuid\.UUID|"
+    r"(builtins|__builtin__)\.(set|frozenset|complex|slice|range|bytearray)|"
+    r"copyreg\._reconstructor|copy_reg\._reconstructor"
+)
+
 # Opcode → its length, and what runs instead. A false frame would show the unpickler other opcodes
 # than it shows `genops`; BUILD would set attributes or call __setstate__, also of our functions and
-# of arrays, and goes to `persistent_load` as (object, state).
+# of arrays, and goes to `persistent_load` as (object, state); NEWOBJ goes there as (class,
+# arguments, None).
 _REPLACED = {
     "FRAME": (9, b""),
-    "NEWOBJ": (1, pickle.REDUCE),
+    "NEWOBJ": (1, pickle.NONE + pickle.TUPLE3 + pickle.BINPERSID),
     "BUILD": (1, pickle.TUPLE2 + pickle.BINPERSID),
 }
 
@@ -57,12 +74,12 @@ def read(path: str | Path) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: another format, a damaged file, or one that asks for more than tensors and
-            containers; everything it asked for is named.
+            containers where weights are, or for calls; everything it asked for is named.
     """
-    path, refused, result = paths.local(path), list[str](), None
+    path, refused, skipped, result = paths.local(path), list[str](), dict[str, int](), None
     try:
         with zipfile.ZipFile(path) as archive:
-            result = _Reader(archive, path.stat().st_size, refused).load()
+            result = _Reader(archive, path.stat().st_size, refused, skipped).load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is not there") from error
     except zipfile.BadZipFile as error:
@@ -72,8 +89,21 @@ def read(path: str | Path) -> Any:
             raise ValueError(f"{path} is damaged or of another kind: {error}") from error
     if refused:
         raise ValueError(
-            f"{path} is refused and nothing of it was executed: it asks for {', '.join(refused)}, "
-            "and only tensors, containers, numbers and strings are admitted"
+            f"{path} is refused and nothing of it was executed: it asks for "
+            f"{', '.join([*refused, *(f'{n} (byte {at})' for n, at in skipped.items())])}, "
+            "and only tensors, containers, numbers and strings are admitted; whoever made it can "
+            "save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
+        )
+    if isinstance(result, _Skipped):
+        raise ValueError(
+            f"{path} is one object of {', '.join(skipped)}, of which nothing was executed, and no "
+            "weights by name: where its program is installed, write these alone: "
+            "torch.save(model.state_dict(), 'weights.pt')"
+        )
+    if skipped:
+        LOGGER.info(
+            "%s: nothing was executed of the objects beside the weights, which are left out: %s",
+            *(path, ", ".join(skipped)),
         )
     return result
 
@@ -93,10 +123,16 @@ def _not_a_zip(path: Path) -> str:
 
 
 class _Reader(pickle.Unpickler):
-    """Python's unpickler on what is harmless in an archive's pickle; `refused` gets the rest."""
+    """Python's unpickler on what is harmless in an archive's pickle.
 
-    def __init__(self, archive: zipfile.ZipFile, size: int, refused: list[str]) -> None:
+    Other names come with their place to `skipped`, and into `refused` if they are more than that.
+    """
+
+    def __init__(
+        self, archive: zipfile.ZipFile, size: int, refused: list[str], skipped: dict[str, int]
+    ) -> None:
         self.archive, self.refused, self.places = archive, refused, deque[int]()
+        self.skipped = skipped
         self.entries = {entry.filename: entry for entry in archive.infolist()}
         self.storages: dict[str, bytes] = {}
         if sum(entry.compress_size for entry in self.entries.values()) > size:
@@ -145,21 +181,28 @@ class _Reader(pickle.Unpickler):
         name, place = f"{module}.{name}", self.places.popleft()  # every name comes here, in order
         if name in _NAMES or name.startswith("__torch__."):
             return _NAMES.get(name, dict)  # of a scripted module; its attributes follow
-        self.refused.append(f"{name} (byte {place})")
-        return _Refused()
+        if name.startswith(("torch.", "torch_")):  # may hold tensors, so that some would be missing
+            self.refused.append(f"{name} (byte {place})")
+            return _Skipped()
+        self.skipped.setdefault(name, place)
+        return _Skipped() if _CALLED.fullmatch(name) else _Unknown(name, place, self)
 
     def persistent_load(self, reference: Any) -> Any:
         match reference:
-            # the first three stand for BUILD
+            case (_Unknown(), tuple(), None):
+                return _Skipped()
+            case (made, tuple() as arguments, None) if callable(made):
+                return made(*arguments)
+            # the next three stand for BUILD
             case (dict() as target, dict() as state) if "_metadata" not in state:
                 target.update(state)  # torch adds _metadata to a state dict: no tensors
                 return target
-            case (dict() | _Refused() as target, _):
+            case (dict() | _Skipped() as target, _):
                 return target
             case (str() as target, (_, "<" | "|", *_)):  # a numpy dtype, its byte order
                 return target
-            case ("storage", _Refused() as refused, *_):
-                return refused
+            case ("storage", _Skipped() as skipped, *_):
+                return skipped
             case ("storage", np.dtype() as dtype, str(key), _, int(count)):
                 if key not in self.storages:
                     self.storages[key] = self._bytes(f"data/{key}", count * dtype.itemsize)
@@ -167,23 +210,35 @@ class _Reader(pickle.Unpickler):
         raise ValueError("a state or a reference of a kind that torch does not write")
 
 
-class _Refused:
-    """Stands for what was refused, and takes what a pickle does to it."""
+class _Skipped:
+    """Stands for what is not read, and takes what a pickle does to it."""
 
-    def __call__(self, *_: Any) -> "_Refused":
+    def __call__(self, *_: Any) -> "_Skipped":
         return self
 
     __setitem__ = append = extend = __call__
 
 
-def _number(dtype: str, data: bytes) -> float | int:
+class _Unknown(_Skipped):
+    """Stands for a name that may be a class; if the pickle calls it, the file is refused."""
+
+    def __init__(self, name: str, place: int, reader: _Reader) -> None:
+        self.name, self.place, self.reader = name, place, reader
+
+    def __call__(self, *_: Any) -> _Skipped:
+        self.reader.skipped.pop(self.name, None)
+        self.reader.refused.append(f"{self.name} (byte {self.place})")
+        return _Skipped()
+
+
+def _number(dtype: Any, data: Any) -> float | int | None:
     if dtype not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"):
-        raise ValueError("a numpy number of another dtype")
+        return None  # a string or a date
     return np.frombuffer(data, np.dtype("<" + dtype), 1)[0].item()
 
 
 def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Any:
-    if isinstance(storage, _Refused):
+    if isinstance(storage, _Skipped):
         return storage
     # Python's integers do not overflow; those of a tensor would
     offset, sizes, steps = int(offset), [int(n) for n in shape], [int(n) for n in strides]
@@ -202,6 +257,7 @@ def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Any
 _NAMES: dict[str, Any] = {
     **STORAGES,
     **{f"torch.{n}": f"torch.{n}" for n in ("float64", "float32", "float16", "bfloat16", "int64")},
+    **{f"torch.{n}": f"torch.{n}" for n in ("int32", "int16", "int8", "uint8", "bool")},
     "collections.OrderedDict": dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
