@@ -177,8 +177,12 @@ def load_clip(
 
 def stated(options: Settings) -> Stated:
     """What settings say of a CLIP whose file does not tell it."""
-    said = options.clip
-    return Stated(said.vision_heads, said.text_heads, said.activation, said.tokenizer)
+    return Stated(
+        vision_heads=options.clip.vision_heads,
+        text_heads=options.clip.text_heads,
+        activation=options.clip.activation,
+        tokenizer=options.clip.tokenizer,
+    )
 
 
 def with_tokenizer(model: Given, name: str) -> Given:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import openai_clip
 import pytest
+import safetensors.torch
 import torch
 from flax import serialization
 from safetensors.numpy import save_file
@@ -356,3 +357,34 @@ def test_published_towers_are_covered_name_by_name(name, caplog):
         f"assumed {'gelu' if wide else 'quick_gelu'}, as in {'LAION' if wide else 'OpenAI'}" in line
     )
     assert f"--activation={'quick_gelu' if wide else 'gelu'}" in line
+
+
+def test_a_wrapper_changes_nothing(tmp_path):
+    model = openai_clip.make()
+    state = model.state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    want = source.find(tmp_path / "plain.pt", stated=TINY).clip.fingerprint
+    other = {name: tensor * 0.5 for name, tensor in state.items()}
+    for i, value in enumerate(
+        (
+            {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+            {"state_dict": {f"clipmodel.{n}": t for n, t in state.items()}},
+            {"state_dict": state, "state_dict_ema": other, "model_ema": {"module": other}},
+            {f"module._orig_mod.{n}": t for n, t in state.items()},
+            {"model_state_dict": open_clip_names(state)},
+        )
+    ):
+        torch.save(value, tmp_path / f"{i}.pt")
+        assert source.find(tmp_path / f"{i}.pt", stated=TINY).clip.fingerprint == want, i
+    arrays = {f"model.{n}": t.numpy() for n, t in state.items()}
+    save_file(arrays, tmp_path / "a.safetensors")
+    assert source.find(tmp_path / "a.safetensors", stated=TINY).clip.fingerprint == want
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_small_floats_in_safetensors(tmp_path, dtype):
+    tensors = {"a": torch.randn(5, 3).to(dtype), "b": torch.arange(4)}
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    got = files.read(tmp_path / "a.safetensors").arrays
+    np.testing.assert_array_equal(got["a"].astype(np.float32), tensors["a"].float().numpy())
+    np.testing.assert_array_equal(got["b"], np.arange(4))

@@ -119,7 +119,9 @@ def test_a_tokenizer_whose_end_is_not_the_largest_id(tmp_path):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer: wanted tokenizer\.json, or"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder that holds a tokenizer: wanted tokenizer\.json, or"
+    ):
         text.tokenise(["cat"], tmp_path)
     with pytest.raises(FileNotFoundError, match="is no folder here"):
         text.tokenise(["cat"], tmp_path / "none")

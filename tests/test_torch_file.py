@@ -1,5 +1,6 @@
 """Torch's zip files: what torch writes is read, what is made to harm is refused and never run."""
 
+import argparse
 import io
 import pickle
 import re
@@ -185,6 +186,49 @@ def test_everything_refused_is_told_at_once(tmp_path):
         torch_file.read(archive(tmp_path / "evil.pth", code))
     for name in ("os.system (byte 3)", "subprocess.Popen", "numpy.load"):
         assert name in str(error.value)
+
+
+class Beside:
+    """An object that a training program saves beside the weights; it counts what is run of it."""
+
+    ran: list = []  # noqa: RUF012
+
+    def __init__(self):
+        self.history = np.arange(3.0)
+
+    def __setstate__(self, state):
+        Beside.ran.append(state)
+
+    def __new__(cls, *_):
+        Beside.ran.append(cls)
+        return super().__new__(cls)
+
+
+def test_objects_beside_the_weights_are_skipped_and_never_made(tmp_path, caplog):
+    caplog.set_level("INFO")
+    weights = OrderedDict(a=torch.ones(2), b=torch.arange(3))
+    beside = {"log": Beside(), "args": argparse.Namespace(x=1), "at": Path("x"), "n": np.ones(3)}
+    for protocol in (2, 3, 4):
+        path = tmp_path / f"{protocol}.pth"
+        saved(path, {"state_dict": weights, **beside, "kind": Beside}, pickle_protocol=protocol)
+        Beside.ran.clear()
+        caplog.clear()
+        same(torch_file.read(path)["state_dict"], weights)
+        assert not Beside.ran, "an object of the file was made"
+        (line,) = caplog.messages
+        for name in ("Beside", "argparse.Namespace", "Path", "numpy"):
+            assert name in line
+
+
+def test_a_call_is_refused_where_an_object_would_be_skipped(tmp_path):
+    trace = tmp_path / "executed"
+    path = saved(tmp_path / "a.pth", {"state_dict": {"a": torch.ones(1)}, "log": Command(trace)})
+    with pytest.raises(ValueError, match=r"it asks for (builtins|__builtin__)\.eval"):
+        torch_file.read(path)
+    # the same function as the class of an object: Python's own unpickler would not call it either
+    code = b"\x80\x02}X\x01\0\0\0acos\nsystem\nX\x04\0\0\0true\x85\x81s."
+    torch_file.read(archive(tmp_path / "b.pth", code))
+    assert not trace.exists()
 
 
 def test_objects_of_other_classes_are_refused(tmp_path):

@@ -75,8 +75,8 @@ def heads(towers: Mapping[str, Mapping[str, Any]], stated: Stated, where: str) -
         problems.append(
             f"its number of attention heads is not in the file, and it has the sizes of no "
             f"published CLIP: give {' '.join(f'--{flag}' for flag in flags)} to otseg_jax.convert, "
-            f"or {' '.join(f'--config.clip.{flag}' for flag in flags)} to a training, if it has "
-            f"one per {USUAL} channels, as most have"
+            f"or {' '.join(f'--config.clip.{flag}' for flag in flags)} to a training (a number "
+            f"here is one per {USUAL} channels, as most have)"
         )
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)}")
