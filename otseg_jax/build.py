@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,12 @@ from otseg_jax.data import classes, folders, inspect, pipeline, regimes, shapes,
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg
 from otseg_jax.settings import Settings
-from otseg_jax.weights import clip, hub, names, source
+from otseg_jax.weights import clip, names, source
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.towers import Stated
 
 LOGGER = logging.getLogger(__name__)
 
-Given = TypeVar("Given", bound=Pretrained)
 Split = folders.Folder | shapes.Shapes
 
 
@@ -164,7 +163,7 @@ def load_clip(
     """
     found = source.find(place, stated=stated)
     if found.kind == "model":
-        model = with_tokenizer(pretrained.read(found.path), stated.tokenizer)
+        model = pretrained.with_tokenizer(pretrained.read(found.path), stated.tokenizer)
         return replace(model, clip=model.clip.resized(image_size))
     if found.clip is None:
         raise ValueError(
@@ -183,13 +182,6 @@ def stated(options: Settings) -> Stated:
         activation=options.clip.activation,
         tokenizer=options.clip.tokenizer,
     )
-
-
-def with_tokenizer(model: Given, name: str) -> Given:
-    """The same model with the tokenizer of this name, if there is one."""
-    if not name:
-        return model
-    return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
 
 
 def open_clip(options: Settings) -> Pretrained:

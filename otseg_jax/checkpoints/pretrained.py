@@ -12,8 +12,9 @@ A directory may hold a CLIP alone; it serves as `--config.clip.source`. Arrays a
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +76,9 @@ class Model(Pretrained):
             return model.build(vision, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
 
         return names.build(make, self.model_leaves())
+
+
+Given = TypeVar("Given", bound=Pretrained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +182,13 @@ def read(source: str | Path) -> Pretrained:
         embeddings=embeddings,
         unused=names.below("unused/", arrays),
     )
+
+
+def with_tokenizer(model: Given, name: str) -> Given:
+    """The same model with the tokenizer of this name, if there is one."""
+    if not name:
+        return model
+    return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
 
 
 def need_model(found: Pretrained, hint: str) -> Model:

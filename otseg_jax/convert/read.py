@@ -40,7 +40,7 @@ def load(
     found = source.find(place, stated=hints.stated)
     if found.kind == "model":
         ours = pretrained.read(found.path)
-        return Loaded(build.with_tokenizer(ours, hints.stated.tokenizer), found.format, {}, ())
+        return Loaded(pretrained.with_tokenizer(ours, hints.stated.tokenizer), found.format, {}, ())
     if found.kind == "run":
         return Loaded(_run(found.path, hints), found.format, {}, ())
     assert found.stored is not None
