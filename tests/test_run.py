@@ -125,8 +125,8 @@ def test_without_metrics_only_the_newest_stays(tmp_path: Path) -> None:
 def test_best_compares_what_was_judged_by_as_many_images(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step, images, hiou in ((1, 6, 90.0), (2, 3, 50.0), (3, 3, 40.0)):
-            metrics = {"hiou": hiou, "images": images}
-            checkpoints.save(step, tiny(), META, metrics=metrics)
+            checkpoints.save(step, tiny(), META)
+            checkpoints.judge(step, {"hiou": hiou, "images": images})
         assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 3], 2)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best_step() == 2
