@@ -113,6 +113,7 @@ def _walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Product]
     def name(variable: core.Var | core.Literal) -> str:
         return "" if isinstance(variable, core.Literal) else names.get(variable, "")
 
+    platforms = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "platform_index"}
     for equation in jaxpr.eqns:
         primitive, operands = equation.primitive.name, equation.invars
         if primitive in ("dot_general", "conv_general_dilated"):
@@ -120,20 +121,25 @@ def _walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Product]
             yield Product(kernel, _multiply_adds(equation))
         elif primitive == "convert_element_type":
             names[equation.outvars[0]] = name(operands[0])  # a kernel in bf16 is still that kernel
-        for inner in _subprograms(equation):
+        chosen = primitive == "cond" and operands[0] in platforms
+        if chosen:
+            operands = operands[1:]
+        for inner in _subprograms(equation, platform=chosen):
             # jit, checkpoint, custom derivatives and scan: operands in the order of inner variables
             same = len(inner.invars) == len(operands)
             known = dict(zip(inner.invars, map(name, operands), strict=True)) if same else {}
             found = list(_walk(inner, known))
-            if found and primitive in ("while", "cond"):
+            if found and primitive in ("while", "cond") and not chosen:
                 raise ValueError(f"{len(found)} products within `{primitive}`: runs unknown")
             repeats = equation.params["length"] if primitive == "scan" else 1
             yield from (Product(kernel, repeats * count) for kernel, count in found)
 
 
-def _subprograms(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+def _subprograms(equation: core.JaxprEqn, *, platform: bool) -> Iterator[core.Jaxpr]:
     kinds = (core.Jaxpr, core.ClosedJaxpr)
-    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, kinds)):
+    # of the ways in which platforms compute one result, the last is the plain one
+    within = equation.params["branches"][-1] if platform else equation.params
+    for value in jax.tree.leaves(within, is_leaf=lambda x: isinstance(x, kinds)):
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):

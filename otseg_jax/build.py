@@ -138,14 +138,15 @@ def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
     Raises:
         FileNotFoundError, ValueError: no such file, or a data set without known classes.
     """
-    dataset = options.data.dataset
-    if listing or dataset == "folder":
-        return classes.read(paths.local(listing or Path(options.data.root) / "classes.csv"))
-    if dataset not in classes.VOCABULARIES:
+    dataset, root = options.data.dataset, options.data.root
+    if not listing and dataset != "folder":
+        return classes.VOCABULARIES[dataset]
+    if not listing and not root:
         raise ValueError(
-            f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split)"
+            f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split), or "
+            "--config.data.root=DIR, where classes.csv lies"
         )
-    return classes.VOCABULARIES[dataset]
+    return classes.read(paths.local(listing or Path(root) / "classes.csv"))
 
 
 def load_clip(

@@ -371,7 +371,7 @@ def test_what_the_user_leaves_out_or_gets_wrong(inputs, tmp_path, otseg):
         run()
     with pytest.raises(ValueError, match=r"give --vision_heads=N --text_heads=N"):
         run(Hints(settings=build.settings_of(tiny.config())))
-    with pytest.raises(ValueError, match=r"data set '' has no known classes: give --classes"):
+    with pytest.raises(ValueError, match=r"data set 'folder' has no known classes: give --classes"):
         run(hints(inputs, tiny.config())._replace(classes=""))
     voc = tiny.config()
     voc.data.dataset = "voc12"
@@ -420,7 +420,7 @@ def edited(otseg, tmp_path, change) -> Path:
             lambda c: c["model"]["classes"].append("cat"),
             r"embeddings are \[7, 4, 32\], wanted \[8, 4, 32\]",
         ),
-        (lambda c: c.update(format="other"), "is not that of a model directory: make one with"),
+        (lambda c: c.update(format="other"), "does not describe a CLIP that can be read"),
     ],
 )
 def test_model_directories_that_are_damaged(otseg, tmp_path, change, message):
@@ -466,14 +466,17 @@ def test_the_command_line(inputs, tmp_path, capsys, monkeypatch):
     for arguments, message in (
         ([str(SOURCE), dest, *flags], f"error: {dest} is there already"),
         ([str(SOURCE)], "error: wanted SOURCE DEST"),
-        ([str(SOURCE), dest, "--colour=red"], "error: Unknown command line flag 'colour'"),
+        ([str(SOURCE), dest, "--colour=red"], "error: there is no flag --colour"),
         (
             [str(SOURCE), dest, "--config=configs/none.py"],
-            "error: --config cannot be read",
+            "error: --config=configs/none.py: no such file here",
         ),
     ):
         monkeypatch.setattr(sys, "argv", ["convert", *arguments])  # config_flags look there
         with pytest.raises(SystemExit) as stop:
             convert_main(sys.argv)
         assert str(stop.value.code).startswith(message)
+    with pytest.raises(SystemExit) as stop:
+        convert_main(["convert", "--help"])
+    assert stop.value.code == 0
     assert "Resize a CLIP's positions" in capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_models_that_do_not_fit_a_training(model, tmp_path):
 def test_a_workdir_whose_clip_changed(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder"):
         convert(str(run), tmp_path / "m", hints=Hints(clip="nowhere"))
-    with pytest.raises(FileNotFoundError, match="holds no best checkpoint"):
+    with pytest.raises(ValueError, match=r"none of its steps \[1\] has an evaluation"):
         convert(str(run), tmp_path / "m", hints=Hints(checkpoint="best"))
     with pytest.raises(ValueError, match="no checkpoint of step 7"):
         convert(str(run), tmp_path / "m", hints=Hints(checkpoint="7"))

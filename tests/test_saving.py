@@ -17,6 +17,9 @@ from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.weights import names
 
+# arrays are read without saying for which devices
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
 HERE = Path(__file__).parent
 STEPS = 4
 # the last evaluation takes seconds, and nothing but the evaluations asks for a save
@@ -40,6 +43,11 @@ def start(workdir, cache, **fields):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ends_well(process):
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
 
 
 def wait_for(condition, seconds=200):
@@ -74,8 +82,7 @@ def trained(workdir):
 def whole(tmp_path_factory):
     """A run alone and uninterrupted, and the cache of its programs."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder / "run", folder / "xla")
-    assert process.wait(300) == 0, process.stderr.read()
+    ends_well(start(folder / "run", folder / "xla"))
     return folder / "run", folder / "xla"
 
 
@@ -110,8 +117,7 @@ def test_killed_and_stopped_in_the_evaluation_it_ends_the_same(whole, tmp_path):
     assert "Traceback" not in said
     assert not (run / "results.json").exists()
 
-    again = start(run, cache)
-    assert again.wait(300) == 0, again.stderr.read()
+    ends_well(start(run, cache))
     assert trained(run) == trained(expected)
     assert {p.name for p in run.iterdir()} == {p.name for p in expected.iterdir()}
 
@@ -126,7 +132,7 @@ def test_the_second_command_in_a_workdir_ends_at_once(whole, tmp_path):
     assert second.returncode == 1
     assert f"in use by process {first.pid} on " in said
     assert len(said.splitlines()) == 1, said
-    assert first.wait(300) == 0, first.stderr.read()
+    ends_well(first)
     assert trained(tmp_path / "run") == trained(expected)
 
 

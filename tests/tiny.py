@@ -71,6 +71,7 @@ def config(regime: str = "inductive", *, embeddings="", templates: int = 4):
     config = common.defaults(regime, steps=10)
     config.update_from_flattened_dict(
         {
+            "data.dataset": "folder",
             "data.crop": 32,
             "eval.stride": 24,
             "eval.scale": (96, 32),

@@ -26,7 +26,14 @@ _BETWEEN_FILES = re.compile(
 
 
 def read_text(path: Path) -> str:
-    """Text in UTF-8, or in UTF-16 with its mark; a ValueError names the file and what it is."""
+    """Text in UTF-8, or in UTF-16 with its mark.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: something else than text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     raw = path.read_bytes()
     encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:

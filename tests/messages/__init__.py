@@ -2,6 +2,7 @@
 
 import runpy
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,12 @@ def typed(line: str, expected: str, *, refused: bool = True) -> Row:
 
     def act(folder: Path) -> None:
         module, *argv = shlex.split(line.replace("{folder}", str(folder)))
-        with mock.patch("sys.argv", [module, *argv]):
+        # as a fresh process has it: flags keep their values, and `runpy` warns of a second copy
+        kept = {k: v for k, v in sys.modules.items() if k not in (module, f"{module}.__main__")}
+        with (
+            mock.patch("sys.argv", [module, *argv]),
+            mock.patch.dict("sys.modules", kept, clear=True),
+        ):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
 
     return Row(line, act, expected, refused)
