@@ -47,10 +47,12 @@ def command_list() -> str:
 
 def quiet_libraries() -> None:
     """Log what this package has to say; Orbax alone would tell of every file."""
-    absl_logging.use_absl_handler()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # what Orbax logs as an error it raises too, and we say it in one line
-    absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        # what Orbax logs as an error it raises too, and we say it in one line
+        handler.addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its threads, when a save fails
     logging.getLogger("otseg_jax").setLevel(logging.INFO)
 
