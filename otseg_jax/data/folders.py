@@ -32,8 +32,8 @@ PUBLISHED = {
 """Images of each full split: results on another number of them compare with nothing published."""
 
 NO_MASKS = (
-    "Photos alone are labelled in Python: otseg_jax.load(MODEL)(photo), MODEL being the folder "
-    "that python -m otseg_jax.convert WORKDIR MODEL writes"
+    "Photos alone are labelled in Python: otseg_jax.load(WORKDIR)(PHOTO), WORKDIR being that of a "
+    "finished run"
 )
 """The way of who only wants predictions."""
 
