@@ -5,12 +5,13 @@ any, then the patches in row-major order. `dtype` is the type of the products in
 blocks; all else, the last projection included, is float32. Outputs are not normalised.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
@@ -71,11 +72,49 @@ def resize_positions(
     return jnp.concatenate([embedding[:1], rearrange(resized, "h w d -> (h w) d")])
 
 
+def resize_positions_bicubic(
+    embedding: Float[Array, "1+{grid}**2 d"],
+    height: int,
+    width: int,
+    *,
+    grid: int,
+    offset: float = 0.1,
+) -> Float[Array, "1+{height}*{width} d"]:
+    """Resize as `resize_positions`, by PyTorch's bicubic kernel: a = −0.75, no antialias.
+
+    Output i of n reads at (i + ½)·grid/(n + offset) − ½; the edge is repeated.
+
+    Source: DINO (arXiv 2104.14294) and what was built on it, offset 0.1; MaskCLIP: none.
+    Differs: any grid as wide and high as the native one is kept, not any with as many patches.
+    """
+    if (height, width) == (grid, grid):
+        return embedding
+    down, across = (_cubic_taps(n, grid, offset) for n in (height, width))
+    square = rearrange(embedding[1:], "(h w) d -> h w d", h=grid)
+    resized = jnp.einsum(
+        "hg, gkd, wk -> hwd", down, square, across, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.concatenate([embedding[:1], rearrange(resized, "h w d -> (h w) d")])
+
+
+def _cubic_taps(length: int, grid: int, offset: float) -> Float[np.ndarray, "n grid"]:
+    """Weight of every entry of a row in every output; `jax.image.resize` has a = −0.5."""
+    a, where = -0.75, (np.arange(length) + 0.5) * grid / (length + offset) - 0.5
+    first, weights = np.floor(where).astype(int) - 1, np.zeros((length, grid), np.float32)
+    for tap in range(4):
+        x = np.abs(where - first - tap)
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        weights[np.arange(length), np.clip(first + tap, 0, grid - 1)] += np.where(x < 1, near, far)
+    return weights
+
+
 class VisionTower(nnx.Module):
     """CLIP ViT whose deep prompts are an argument.
 
     Args:
         double_class_embedding: add the class embedding a second time, as the reference does.
+        resize: brings the position embedding to the grid of an image.
         remat: recompute each block in the backward pass instead of keeping its activations.
 
     Source: CLIP (arXiv 2103.00020); deep prompts: VPT (arXiv 2203.12119).
@@ -86,11 +125,12 @@ class VisionTower(nnx.Module):
         config: VisionConfig,
         *,
         double_class_embedding: bool = True,
+        resize: Callable[..., Array] = resize_positions,
         dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.config, self.remat = config, remat
+        self.config, self.remat, self.resize = config, remat, resize
         self.double_class_embedding = double_class_embedding
         width, patch = config.width, config.patch_size
         normal = nnx.initializers.normal(width**-0.5, jnp.float32)  # whatever JAX's default
@@ -156,9 +196,7 @@ class VisionTower(nnx.Module):
     def _embed(self, image: Images) -> Float[Array, "b t d"]:
         patches = self.patch_embedding(image).astype(jnp.float32)
         batch, height, width, channels = patches.shape
-        positions = resize_positions(
-            self.position_embedding[...], height, width, grid=self.config.grid
-        )
+        positions = self.resize(self.position_embedding[...], height, width, grid=self.config.grid)
         first = self.class_embedding[...] + positions[0]
         if self.double_class_embedding:
             # CLIP adds it once; the reference adds it to its position too, and trained so.

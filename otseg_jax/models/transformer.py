@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from otseg_jax.models.attention import attention
+from otseg_jax.models.attention import Heads, attention
 from otseg_jax.models.linear import Linear
 
 
@@ -74,11 +74,19 @@ class Attention(nnx.Module):
         self.out = linear(std=std * (2 * config.layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        query, key, value = self.split(x)
+        return self.join(attention(query, key, value, causal=self.causal, dtype=self.dtype))
+
+    def split(self, x: Float[Array, "b t d"]) -> tuple[Heads, Heads, Heads]:
+        """Query, key and value of every head, the query not scaled."""
         query, key, value = (
             rearrange(linear(x), "b t (heads c) -> b t heads c", heads=self.heads)
             for linear in (self.query, self.key, self.value)
         )
-        mixed = attention(query, key, value, causal=self.causal, dtype=self.dtype)
+        return query, key, value
+
+    def join(self, mixed: Heads) -> Float[Array, "b t d"]:
+        """Bring the mixed values of all heads together: the last Linear."""
         return self.out(rearrange(mixed, "b t heads c -> b t (heads c)"))
 
 
