@@ -22,23 +22,23 @@ from otseg_jax.models.training_free import (
     TrainingFreeConfig,
     average,
 )
+from otseg_jax.text import embed
 from otseg_jax.weights import clip, names, source
 
 RUNS = json.loads((DATA / "training_free_io.json").read_text())
 SIZES = RUNS.pop("clip")
-# ours → the prefix of the authors' arrays; what they agree to (stated beside the numbers: the
-# program rounds the mask of ResCLIP's second pass to float16)
+# ours → the prefix of the authors' arrays
 AUTHORS = {
-    "clip": ("clip", 1e-5),
-    "naclip": ("naclip", 1e-5),
-    "maskclip": ("value_only", 1e-5),
-    "maskclip_original": ("maskclip", 1e-5),
-    "sclip": ("sclip", 1e-5),
-    "clearclip": ("clearclip", 1e-5),
-    "itaclip": ("itaclip", 1e-5),
-    "pearl": ("pearl", 1e-5),
-    "sc_clip": ("scclip", 1e-5),
-    "resclip": ("resclip", 1e-4),
+    "clip": "clip",
+    "naclip": "naclip",
+    "maskclip": "value_only",
+    "maskclip_original": "maskclip",
+    "sclip": "sclip",
+    "clearclip": "clearclip",
+    "itaclip": "itaclip",
+    "pearl": "pearl",
+    "sc_clip": "scclip",
+    "resclip": "resclip",
 }
 CASES = [
     (method, size)
@@ -85,9 +85,8 @@ def run(model, image, text) -> jax.Array:
 
 @pytest.mark.parametrize(("method", "size"), CASES, ids=[f"{m}-{s}" for m, s in CASES])
 def test_cosines_equal_the_authors(method, size):
-    theirs, tolerance = AUTHORS[method]
     cosines = run(model(method=method), image(f"image_{size}"), text())
-    assert relative_error(cosines[0], expected(f"{theirs}_{size}.cosines")) < tolerance
+    assert relative_error(cosines[0], expected(f"{AUTHORS[method]}_{size}.cosines")) < 1e-5
 
 
 def test_every_method_is_compared():
@@ -193,7 +192,7 @@ def test_protocol_equals_the_authors(name):
     place = (options["image"], options["window"], options.get("stride", 0), *options["size"])
     cosines = protocol_cosines(method, *place)
     photo = resized(jnp.moveaxis(image(options["image"])[0], -1, 0), options["size"])
-    tolerance = 1e-4
+    tolerance = 2e-5
     if "pamr_iterations" in options:
         cosines = pamr(cosines, photo)
     if "cg_iterations" in options:
@@ -230,7 +229,7 @@ def test_a_word_of_zeros_only_fills_up():
         segmenter = model(method=method)
         cosines = run(segmenter, image("image_64x64"), text())
         more = run(segmenter, image("image_64x64"), filled)
-        assert relative_error(more[:, :8], cosines) < 1e-6
+        assert relative_error(more[:, :8], cosines) < 5e-6
         assert not np.any(more[:, 8:])
     photo = resized(jnp.moveaxis(image("image_64x64")[0], -1, 0), (8, 8))
     plain = pearl.propagate(cosines[0], photo, text()[:, 0])
@@ -243,7 +242,7 @@ def test_a_word_of_zeros_only_fills_up():
 
 def test_a_batch_is_its_images():
     both = jnp.concatenate([image("image_64x64"), image("image_64x64")[:, ::-1]])
-    for method in ("naclip", "resclip", "sc_clip", "pearl"):
+    for method in ("resclip", "sc_clip"):
         segmenter = model(method=method)
         alone = [run(segmenter, x[None], text())[0] for x in both]
         assert relative_error(run(segmenter, both, text()), np.stack(alone)) < 1e-5
@@ -260,6 +259,15 @@ def test_naclip_without_width_is_its_limit():
     # exp(−d²/2σ²) → 1 on the diagonal of patches, 0 elsewhere
     grid = last_block.neighbours((3, 4), 1e-3)
     assert np.array_equal(grid, np.diag([0.0] + [1.0] * 12).astype(np.float32))
+    segmenter, photo = model(sigma=1e-3), image("image_56x88")
+    block, (*_, tokens, _) = segmenter.vision.blocks[-1], segmenter.vision.stages(photo)
+    _, key, value = last_block.heads(block, tokens)
+    own = jnp.eye(78).at[0, 0].set(0.0)[None, None]
+    weights = jax.nn.softmax(last_block.logits(key, key) + own, axis=-1)
+    pixels = segmenter.vision.project(last_block.mix(block, weights, value)[:, 1:])
+    pixels = pixels / jnp.linalg.norm(pixels, axis=-1, keepdims=True)
+    cosines = jnp.einsum("bmc, kc -> bkm", pixels, text()[:, 0]).reshape(1, 8, 7, 11)
+    assert relative_error(run(segmenter, photo, text()), cosines) < 5e-6
     # and a Gaussian without end is a constant over patches
     wide = last_block.neighbours((3, 4), 1e6)
     assert np.allclose(wide[1:, 1:], 1.0)
@@ -275,7 +283,7 @@ def test_maskclip_is_a_tower_whose_last_attention_is_the_identity():
     pixels = segmenter.vision.project(moved)
     pixels = pixels / jnp.linalg.norm(pixels, axis=-1, keepdims=True)
     cosines = jnp.einsum("bmc, kc -> bkm", pixels, text()[:, 0]).reshape(1, 8, 7, 11)
-    assert relative_error(run(segmenter, photo, text()), cosines) < 1e-6
+    assert relative_error(run(segmenter, photo, text()), cosines) < 5e-6
 
 
 def test_plain_clip_is_the_tower_itself():
@@ -284,7 +292,30 @@ def test_plain_clip_is_the_tower_itself():
     pixels = segmenter.vision.project(tokens)[:, 1:]
     pixels = pixels / jnp.linalg.norm(pixels, axis=-1, keepdims=True)
     cosines = jnp.einsum("bmc, kc -> bkm", pixels, text()[:, 0]).reshape(1, 8, 8, 8)
-    assert relative_error(run(segmenter, image("image_64x64"), text()), cosines) < 1e-6
+    assert relative_error(run(segmenter, image("image_64x64"), text()), cosines) < 5e-6
+
+
+def test_text_equals_the_authors():
+    tokens = expected("text_tokens")
+    embedded = embed(authors_clip().build_text(), tokens.reshape(24, 16), shape=(8, 3))
+    assert relative_error(average(jnp.asarray(embedded)), expected("text_features")) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["sc_clip", "resclip", "pearl"])
+def test_a_photo_of_one_colour_has_finite_scores(method):
+    photo = jnp.full((1, 64, 64, 3), 0.5)
+    cosines = run(model(method=method), photo, text())
+    assert np.isfinite(cosines).all()
+    flat = jnp.full((3, 8, 8), 0.5)
+    for config in (TrainingFreeConfig(method=method), TrainingFreeConfig(pamr=True)):
+        assert np.isfinite(config.refine(cosines[0], flat, text()[:, 0])).all()
+
+
+def test_a_grid_of_one_colour_is_like_itself():
+    """Rounding may put every cosine below their mean."""
+    same = jnp.full((9, 9), 0.99999994)
+    weights = sc_clip.as_attention(same + jnp.finfo(jnp.float32).eps)
+    assert np.isfinite(weights).all()
 
 
 def test_templates_are_averaged():

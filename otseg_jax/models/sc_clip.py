@@ -74,7 +74,9 @@ def aggregate(patches: Patches, likeness: Pairs) -> Patches:
 def as_attention(likeness: Pairs) -> Pairs:
     """softmax(3·(S − mean S)) over what is above the mean."""
     centred = SHARPNESS * (likeness - jnp.mean(likeness))
-    return jax.nn.softmax(jnp.where(centred < 0, -jnp.inf, centred), axis=-1)
+    # a patch is like itself, whatever the mean of an image of one colour is rounded to
+    below = (centred < 0) & ~jnp.eye(len(centred), dtype=bool)
+    return jax.nn.softmax(jnp.where(below, -jnp.inf, centred), axis=-1)
 
 
 def check_grid(grid: tuple[int, int]) -> None:

@@ -57,13 +57,13 @@ class TrainingFreeConfig:
     sigma: float = 5.0  # of naclip's and resclip's Gaussian, patches
     pamr: bool = False  # refine scores by colours, at the size of the photo
     # resclip: temperature and share of earlier blocks' attention; of the second pass' mask; and the
-    # probability below which its first pass calls a pixel word 0
+    # probability below which its first pass calls a pixel word 0, where that is the background
     temperature: float = 2.0
     earlier_share: float = 0.3
     second_pass: bool = True
     mask_temperature: float = 2.2
     mask_share: float = 0.7
-    first_threshold: float = 0.5
+    first_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -232,11 +232,8 @@ class TrainingFree(nnx.Module):
                 return 0.5 * (last_block.both(query, key) + before)
         logits = last_block.logits(key, key)
         if words is not None:
-            mask = jax.vmap(resclip.same_word)(words)
-            mask = mask / jnp.max(mask, axis=(1, 2), keepdims=True)
-            mask = jnp.pad(mask, ((0, 0), (1, 0), (1, 0)))[:, None]
-            logits = (1 - config.mask_share) * logits + config.mask_share * mask
-            logits = config.mask_temperature * logits
+            mask = jax.vmap(partial(resclip.same_word_logits, share=config.mask_share))(words)
+            logits = config.mask_temperature * ((1 - config.mask_share) * logits + mask[:, None])
         nearness = last_block.neighbours(grid, config.sigma)[None, None]
         weights = jax.nn.softmax(logits + nearness, axis=-1)
         if config.method == "naclip":
