@@ -24,6 +24,7 @@ from otseg_jax.models.training_free import (
 )
 from otseg_jax.text import embed
 from otseg_jax.weights import clip, names, source
+from otseg_jax.weights.towers import Stated
 
 RUNS = json.loads((DATA / "training_free_io.json").read_text())
 SIZES = RUNS.pop("clip")
@@ -62,8 +63,8 @@ def text() -> jax.Array:
 
 @functools.cache
 def authors_clip() -> clip.Clip:
-    heads = {name: SIZES[name] for name in ("vision_heads", "text_heads")}
-    return source.find(DATA / "training_free_clip.safetensors", **heads).clip
+    stated = Stated(vision_heads=SIZES["vision_heads"], text_heads=SIZES["text_heads"])
+    return source.find(DATA / "training_free_clip.safetensors", stated=stated).clip
 
 
 @functools.cache
