@@ -308,9 +308,11 @@ SIZES = {  # width, layers, heads, MLP, patch, image, text width, layers, heads,
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_published_towers_are_covered_name_by_name(name, caplog):
-    """Names and shapes of transformers' and OpenAI's models, which take no memory here."""
+def published(name):
+    """Our sizes of a published CLIP, and its arrays by transformers' and by OpenAI's names.
+
+    They take no memory: all are views of one zero.
+    """
     width, layers, heads, mlp, patch, size, words, depth, word_heads, embed = SIZES[name]
     ours = (
         VisionConfig(
@@ -339,20 +341,35 @@ def test_published_towers_are_covered_name_by_name(name, caplog):
     sizes |= {"vocab": 49408, "context": 77, "text_width": words, "text_layers": depth}
     with torch.device("meta"):
         models = {"hf": CLIPModel(config), "openai": openai_clip.CLIP(**sizes, mlp=mlp)}
-    target = clip.shapes(*ours)
-    for kind, table, unused in (
-        ("hf", hugging_face.rules(layers, depth), hugging_face.UNUSED),
-        ("openai", openai.rules(layers, depth), openai.UNUSED),
-    ):
-        zero = np.zeros((), np.float32)
-        arrays = {n: np.broadcast_to(zero, t.shape) for n, t in models[kind].state_dict().items()}
-        assert set(rules.fill(table, arrays, target, unused=unused)) == set(target)
+    zero = np.zeros((), np.float32)
+    arrays = {
+        kind: {n: np.broadcast_to(zero, t.shape) for n, t in model.state_dict().items()}
+        for kind, model in models.items()
+    }
+    return *ours, arrays
+
+
+# the larger ones have the same names, more often
+@pytest.mark.parametrize("name", ["B/32", "B/16", "L/14", "L/14@336"])
+def test_published_towers_are_covered_name_by_name(name):
+    vision, words, arrays = published(name)
+    target = clip.shapes(vision, words)
+    for kind, module in (("hf", hugging_face), ("openai", openai)):
+        table = module.rules(vision.layers, words.layers)
+        assert set(rules.fill(table, arrays[kind], target, unused=module.UNUSED)) == set(target)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_towers_are_known_by_their_sizes(name, caplog):
+    vision, words, arrays = published(name)
     said = Stated(activation="gelu")
-    assert openai.configs(arrays, "visual.", "", "file", said) == ours
+    assert openai.configs(arrays["openai"], "visual.", "", "file", said) == (vision, words)
     caplog.clear()
-    assert openai.configs(arrays, "visual.", "", "file", Stated())[0].heads == heads
+    assert (
+        openai.configs(arrays["openai"], "visual.", "", "file", Stated())[0].heads == vision.heads
+    )
     (line,) = caplog.messages
-    wide = width > 1024
+    wide = vision.width > 1024
     assert (
         f"assumed {'gelu' if wide else 'quick_gelu'}, as in {'LAION' if wide else 'OpenAI'}" in line
     )
