@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from otseg_jax import paths, text
 
@@ -36,19 +35,20 @@ def find(
     # Only what can be a hub name, and is no file here, goes out to the network.
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
+    wanted = [*patterns, *_chosen(name, choices)]
     try:
-        wanted = [*patterns, *_chosen(name, choices)]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # any type: the hub's HTTP library is another by its version
+        reason = " ".join(str(error).split())
         raise FileNotFoundError(
-            f"{name!r} is no folder here, and could not be had from the Hugging Face hub: {error}"
+            f"{name!r} is no folder here, and could not be had from the Hugging Face hub: {reason}"
         ) from error
 
 
 def _chosen(name: str, choices: Sequence[Sequence[str]]) -> list[str]:
     try:
         listing = huggingface_hub.HfApi().model_info(name).siblings or []
-    except (HfHubHTTPError, HFValidationError, OSError):  # offline: what was fetched before
+    except Exception:  # any type, as above; offline: what was fetched before
         listing = []
     there = {entry.rfilename for entry in listing}
     first = [choice for choice in choices if choice[0] in there][:1]
@@ -72,6 +72,16 @@ def upload(folder: str | Path, name: str) -> str:
     """Publish a model directory on the hub and return the address of the commit.
 
     You must be logged in (`hf auth login`). The repository "owner/name" is made if need be.
+
+    Raises:
+        ValueError: it cannot be published, and why.
     """
-    huggingface_hub.create_repo(name, exist_ok=True)
-    return huggingface_hub.upload_folder(repo_id=name, folder_path=folder).commit_url
+    try:
+        huggingface_hub.create_repo(name, exist_ok=True)
+        return huggingface_hub.upload_folder(repo_id=name, folder_path=folder).commit_url
+    except Exception as error:  # any type, as in `find`
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} is written, but could not be published as {name}: {reason}. Log in with "
+            "`hf auth login`, then `hf upload` sends the folder"
+        ) from error

@@ -15,11 +15,12 @@ import torch
 from safetensors.numpy import save_file
 from test_hugging_face import torch_clip
 
+import otseg_jax
 from messages import Row
 from otseg_jax import build
 from otseg_jax.convert import convert
 from otseg_jax.convert.hints import Hints
-from otseg_jax.weights import files, source
+from otseg_jax.weights import files, hub, source
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.towers import Stated
 
@@ -127,6 +128,16 @@ def foreign() -> Config:
 
 
 ROWS = [
+    Row(
+        "load('no/such'): a hub name that cannot be had",
+        lambda folder: otseg_jax.load("no/such"),
+        r"'no/such' is no folder here, and could not be had from the Hugging Face hub: ",
+    ),
+    Row(
+        "convert --upload=no/such, not logged in",
+        lambda folder: hub.upload(folder, "no/such"),
+        r" is written, but could not be published as no/such: .*Log in with `hf auth login`",
+    ),
     Row(
         "convert ViT.pt: heads that no file tells",
         file(state, Stated()),
