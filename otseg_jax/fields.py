@@ -17,6 +17,12 @@ def _place(name: str) -> str:
     return name
 
 
+def _local(name: str) -> str:
+    if name:
+        paths.local(name)
+    return name
+
+
 def _template(text: str) -> str:
     if text.count("{}") != 1 or set(text.replace("{}", "")) & set("{}"):
         raise ValueError("wanted {} once, where the name of a class goes")
@@ -77,6 +83,7 @@ Factors = Annotated[tuple[Factor, Factor], AfterValidator(_low_first)]
 Spread = Annotated[float, Field(gt=0, le=255, strict=True, allow_inf_nan=False)]
 Channels = tuple[Channel, Channel, Channel]
 Place = Annotated[str, AfterValidator(_place)]
+LocalPlace = Annotated[str, AfterValidator(_local)]
 Template = Annotated[str, AfterValidator(_template)]
 Templates = Annotated[tuple[Template, ...], AfterValidator(_some)]
 CheckpointName = Annotated[str, AfterValidator(_checkpoint)]

@@ -22,6 +22,7 @@ from otseg_jax.fields import (
     Factors,
     Few,
     Fraction,
+    LocalPlace,
     Number,
     Pixels,
     Place,
@@ -78,7 +79,7 @@ class ClipSizes:
 class ClipSource:
     """Which CLIP; `random` holds the sizes of untrained towers, the rest is as in `Stated`."""
 
-    source: Annotated[Place, Field(min_length=1)]
+    source: Annotated[LocalPlace, Field(min_length=1)]
     vision_heads: Count = 0  # runs of before have none of these four
     text_heads: Count = 0
     activation: Literal["", "quick_gelu", "gelu"] = ""
@@ -92,8 +93,8 @@ class Text:
     """What the text tower is asked."""
 
     templates: Templates
-    embeddings: Place
-    cache: Place
+    embeddings: LocalPlace
+    cache: LocalPlace
 
 
 @_ONLY_THESE
@@ -111,7 +112,7 @@ class Data:
     """Which photos, and how they are prepared."""
 
     dataset: Literal[DATASETS]  # type: ignore[valid-type]
-    root: Place
+    root: LocalPlace
     augmented: Switch
     raw_ids: Switch
     images: Images

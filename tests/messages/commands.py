@@ -75,6 +75,9 @@ ROWS = [
     fields("--config.text.templates='a photo.'", r"templates\.0='a photo\.': wanted {} once"),
     fields("--config.data.root=http://host/voc", r"data\.root.*http:// is not read: fetch it"),
     fields("--config.init_from=gs://bucket/run", r"init_from.*pip install gcsfs"),
+    fields(
+        "--config.data.root=gs://bucket/data", r"data\.root.*is a bucket, and no place for this"
+    ),
     typed("otseg_jax.main --config=configs/shapes.py --workdir=gs://b/x", r"gs://b/x is a bucket"),
     typed("otseg_jax.convert gs://bucket/model {folder}/out", r"gs://bucket/model is a bucket"),
     typed("otseg_jax.convert shapes-clip s3://bucket/out", r"s3://bucket/out is a bucket"),
