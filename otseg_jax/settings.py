@@ -39,7 +39,6 @@ from otseg_jax.models.methods import MethodConfig
 
 DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
 
-
 _ONLY_THESE = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 
 

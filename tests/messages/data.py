@@ -122,7 +122,7 @@ ROWS = [
          change=_each_mask(_coloured)),
     _run("grey masks saved as RGB", r"its channels are equal, and python -c .* keeps one of them",
          change=_each_mask(lambda p: Image.open(p).convert("RGB").save(p))),
-    _run("no masks at all", r"labels/train holds no masks.* otseg_jax.load\(MODEL\)\(photo\)",
+    _run("no masks at all", r"labels/train holds no masks.* otseg_jax.load\(WORKDIR\)\(PHOTO\)",
          change=_each_mask(lambda p: p.unlink())),
     _run("one mask of two", r"1 of 4 photos and masks are missing: .*0001.png; a mask has the name",
          change=lambda folder: (folder / "labels/train/0001.png").unlink()),
