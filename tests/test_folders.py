@@ -398,7 +398,7 @@ def test_photos_alone_are_answered_with_the_way_that_exists(tmp_path, masks):
     if masks == "none":
         (root / "labels/val").rmdir()
     with pytest.raises(
-        FileNotFoundError, match=r"labels/val holds no masks.*otseg_jax.load\(MODEL"
+        FileNotFoundError, match=r"labels/val holds no masks.*otseg_jax.load\(WORKDIR"
     ):
         folders.index("folder", root, "val")
 
