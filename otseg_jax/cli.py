@@ -35,7 +35,8 @@ COMMANDS = {
 
 def check_command(module: str) -> None:
     """Leave the process with the list of commands where `python -m module` is none of them."""
-    if module not in COMMANDS and module.removesuffix(".__main__") not in COMMANDS:
+    ours = module.partition(".")[0] == "otseg_jax"  # another program may import this package
+    if ours and module.removesuffix(".__main__") not in COMMANDS:
         sys.exit(f"error: {module} is no command; there are {command_list()}")
 
 
