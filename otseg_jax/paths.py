@@ -25,7 +25,10 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     if scheme is None or (os.name == "nt" and len(scheme[1]) == 1):
         if not name.strip() or "\0" in name:
             raise ValueError(f"{name!r} is no path: wanted the name of a file or folder")
-        return epath.Path(Path(name).expanduser().absolute())
+        try:
+            return epath.Path(Path(name).expanduser().absolute())
+        except RuntimeError:  # pathlib's own type
+            raise ValueError(f"{name}: there is no such user here; give the whole path") from None
     kind, package = scheme[1], BUCKETS.get(scheme[1])
     if len(kind) == 1:
         raise ValueError(f"{name} is a path of Windows; wanted one of this machine")

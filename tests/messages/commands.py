@@ -75,6 +75,7 @@ ROWS = [
     fields("--config.text.templates='a photo.'", r"templates\.0='a photo\.': wanted {} once"),
     fields("--config.data.root=http://host/voc", r"data\.root.*http:// is not read: fetch it"),
     fields("--config.init_from=gs://bucket/run", r"init_from.*pip install gcsfs"),
+    fields("--config.data.root=~nobody_here/x", r"data\.root.*there is no such user here"),
     fields(
         "--config.data.root=gs://bucket/data", r"data\.root.*is a bucket, and no place for this"
     ),
