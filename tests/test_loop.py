@@ -165,11 +165,16 @@ def test_another_length_goes_on_and_is_told(tmp_path, caplog):
     # in two parts of the batch, as after a lack of memory: the gradient is the same
     loop.train(small.settings(**eight, **{"train.accumulate": 2}), tmp_path)
     assert "train.steps was 2 and is 4" in caplog.text
-    assert (tmp_path / "checkpoints" / "4").is_dir()
+    # the half of both lengths, where a transductive run starts
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "2", "4"}
     before = stored(tmp_path)
     with pytest.raises(ValueError, match=r"train\.steps=3, and 4 are done.*--config\.init_from="):
         loop.train(small.settings(**eight, **{"train.steps": 3}), tmp_path)
     assert stored(tmp_path) == before
+    # as where a run was made longer when that was past
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    with pytest.raises(ValueError, match=r"no step 2, the half of its 4.*one of \[1, 4\]"):
+        restore.find(tmp_path, "half")
 
 
 def test_another_vocabulary_is_refused(finished, tmp_path):

@@ -71,6 +71,12 @@ def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[in
     record = _read(checkpoints, step, place)
     if wanted == "half":
         step = half(record.settings.train.steps)
+        if step not in (steps := checkpoints.steps()):
+            raise ValueError(
+                f"{place} holds no step {step}, the half of its {record.settings.train.steps}: its "
+                f"length was changed when that was past. Choose one of {steps}: "
+                "--config.init_step=N, or --config.eval.checkpoint=N"
+            )
         record = _read(checkpoints, step, place)
     return step, record
 

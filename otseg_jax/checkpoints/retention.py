@@ -9,9 +9,8 @@ class Retention:
 
     def __init__(self, *, milestones: Collection[int], metric: str) -> None:
         """`metric` is the key that decides which step is best; higher is better."""
-        self._milestones, self._metric = frozenset(milestones), metric
+        self._kept, self._metric = set(milestones), metric
         self._scores: dict[int, tuple[int | None, float]] = {}  # step → images, metric
-        self._unreadable: set[int] = set()
 
     def judge(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take note of the metrics of a step, and of how many "images" they are over."""
@@ -19,8 +18,8 @@ class Retention:
             self._scores[step] = (metrics.get("images"), value)
 
     def keep(self, step: int) -> None:
-        """Keep a step that cannot be read: damage is for a person to look at."""
-        self._unreadable.add(step)
+        """Keep a step: a milestone, or damage, which is for a person to look at."""
+        self._kept.add(step)
 
     def best(self, steps: Iterable[int]) -> int | None:
         """The step with the highest metric, the newest of equals; None where none has it.
@@ -35,7 +34,7 @@ class Retention:
 
     def kept(self, steps: Collection[int]) -> set[int | None]:
         """Those of the steps that stay."""
-        return {max(steps), self.best(steps), *self._milestones, *self._unreadable}
+        return {max(steps), self.best(steps), *self._kept}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's question."""

@@ -193,6 +193,10 @@ class Checkpoints:
             with paths.writing(self.directory):
                 self._manager.delete(old)
 
+    def keep(self, step: int) -> None:
+        """Make a step one of the milestones."""
+        self._retention.keep(step)
+
     def judged(self, step: int) -> bool:
         """Whether the metrics of a step are there."""
         return (self._manager.directory / str(step) / manifest.METRICS).exists()

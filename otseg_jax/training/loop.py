@@ -111,6 +111,7 @@ def _initial_state(
         return state, 0
     saved = spec.read_record(checkpoints.read_meta(latest), str(workdir))
     spec.check_same_run(saved, experiment.record, done=latest, where=str(workdir))
+    checkpoints.keep(restore.half(saved.settings.train.steps))  # the run may be made longer
     LOGGER.info("Going on from step %d of %s", latest, workdir)
     return State(**checkpoints.restore(latest, state._asdict())), latest
 
