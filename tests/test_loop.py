@@ -434,6 +434,28 @@ def test_847_classes_train_evaluate_and_are_saved(tmp_path):
     assert max(stored.max(), found.max()) > 255
 
 
+def test_the_same_classes_in_another_order_keep_the_split_of_the_training(finished, tmp_path):
+    fields = own_folder(tmp_path / "mine", unseen=())
+    names = VOCABULARIES["shapes"].names[::-1]
+    rows = "".join(f"{name},seen\n" for name in names)
+    (tmp_path / "mine" / "classes.csv").write_text(f"name,split\n{rows}")
+    options = small.settings(init_from=str(finished), **fields)
+    report.evaluate(options, tmp_path / "out")
+    (found, _) = json.loads((tmp_path / "out" / "results.json").read_text()).values()
+    unseen = [VOCABULARIES["shapes"].names[k] for k in VOCABULARIES["shapes"].unseen]
+    values = [found["iou"][name] for name in unseen if found["iou"][name] is not None]
+    assert found["miou_unseen"] == pytest.approx(np.mean(values))
+
+
+def test_a_stride_that_the_adopted_windows_cannot_have_is_refused(finished, tmp_path):
+    options = small.settings(
+        init_from=str(finished), **{"data.crop": 512, "data.scale": (512, 512), "eval.stride": 426}
+    )
+    with pytest.raises(ValueError, match=r"eval\.stride=426 leaves gaps.*data\.crop=32"):
+        report.evaluate(options, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_vocabulary_can_be_evaluated(finished, photos, tmp_path, capsys):
     fields = {
         "data.dataset": "ade20k",

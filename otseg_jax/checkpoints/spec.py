@@ -137,7 +137,7 @@ def describe(options: Settings, vocabulary: Vocabulary) -> Spec:
 def adopt(options: Settings, spec: Spec) -> Settings:
     """Settings of an evaluation with what decides how trained weights are to be run.
 
-    Every change is announced.
+    Every change is announced; a ValueError tells settings that do not fit what is adopted.
     """
     data = replace(options.data, crop=spec.window, mean=spec.mean, std=spec.std)
     text = replace(options.text, templates=spec.templates)
@@ -146,7 +146,7 @@ def adopt(options: Settings, spec: Spec) -> Settings:
     for name, value in settings.leaves(adopted).items():
         if value != asked[name]:
             LOGGER.info("%s=%r, as the weights were trained with", name, value)
-    return adopted
+    return settings.check(asdict(adopted))
 
 
 _ADAPTER = pydantic.TypeAdapter(Spec)

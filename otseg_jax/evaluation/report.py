@@ -51,7 +51,7 @@ def _evaluate(options: Settings, workdir: Path) -> None:
     experiment = build.assemble(adopted, source.vocabulary)
     spec.check_same_model(found.spec, experiment.spec, where=found.where)
     weights = found.restore(experiment.trainable)
-    if not found.spec.knows(source.vocabulary.names):
+    if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
     LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
     report(experiment, source, weights, workdir, trained=found.spec)
@@ -168,11 +168,18 @@ def photos(total: int, images: int) -> range:
 
 
 def _resplit(trained: Spec, vocabulary: Vocabulary) -> Vocabulary:
-    """A foreign vocabulary whose unseen classes are those not trained with labels, by name."""
-    shared = [name for name in vocabulary.names if name in trained.labelled]
-    tqdm.write(
-        f"cross-dataset: {len(shared)} of {len(vocabulary)} classes carry the name of a class that "
-        f"was trained with labels: {', '.join(shared) or 'none'}"
-    )
-    unseen = tuple(k for k, name in enumerate(vocabulary.names) if name not in shared)
-    return replace(vocabulary, unseen=unseen)
+    """Another list of classes, whose unseen ones are those that were unseen in training, by name.
+
+    Of a foreign vocabulary they are all that were not trained with labels.
+    """
+    names = vocabulary.names
+    if trained.knows(names):
+        hidden = {trained.classes[k] for k in trained.unseen}
+    else:
+        hidden = {*names} - trained.labelled
+        shared = [name for name in names if name not in hidden]
+        tqdm.write(
+            f"cross-dataset: {len(shared)} of {len(names)} classes carry the name of a class that "
+            f"was trained with labels: {', '.join(shared) or 'none'}"
+        )
+    return replace(vocabulary, unseen=tuple(k for k, name in enumerate(names) if name in hidden))
