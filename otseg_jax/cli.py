@@ -234,6 +234,8 @@ def _several(text: str) -> tuple[Any, ...]:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
+    if isinstance(value, dict | set):
+        value = text  # "{}" alone is a template too
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 

@@ -94,7 +94,11 @@ def new_folder(dest: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to fill, that takes the free name `dest` when all went well; as `atomic`."""
     check_free(dest)
     with atomic(dest) as part:
-        part.mkdir()
+        try:
+            part.mkdir()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{dest} cannot be written ({reason}): choose another name") from error
         yield Path(part)
 
 

@@ -92,7 +92,7 @@ def _model(source: Any, checkpoint: str) -> Model:
             f"load({source!r}): wanted a model directory, the workdir of a run, or a hub name "
             '"owner/name"'
         )
-    local = Path(paths.resolve(source))
+    local = paths.local(source)
     place = local if local.exists() else os.fspath(source)
     inside = next((p for p in local.parents[:3] if local.exists() and _holds_model(p)), None)
     if inside and not _holds_model(local):
@@ -167,7 +167,7 @@ class Segmenter:
     def read(self, photo: Any) -> UInt8[np.ndarray, "H W 3"]:
         """A photo, as of a call, in RGB, upright as its EXIF orientation says."""
         if isinstance(photo, str | os.PathLike):
-            return decode.photo(Path(paths.resolve(photo)))
+            return decode.photo(paths.local(photo))
         return decode.rgb(photo)
 
     def prepare(self, photo: Any) -> Float[np.ndarray, "h w 3"]:

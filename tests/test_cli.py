@@ -46,6 +46,10 @@ def test_a_flag_given_twice_counts_once():
     rest, config = parsed(*twice, "--config.seed=2", "--config.text.templates=a {}, b", "place")
     assert (config.data.scale, config.seed, rest) == ((96, 32), 2, ["place"])
     assert config.text.templates == ("a {}, b",)
+    # the name alone, which is a dictionary to Python
+    assert parsed("--config=configs/shapes.py", "--config.text.templates={}")[1].text.templates == (
+        "{}",
+    )
     rest, config = parsed("--config=configs/voc12.py:supervised", "--noconfig.data.augmented")
     assert (config.data.dataset, config.regime, config.data.augmented) == (
         "voc12",
@@ -131,3 +135,18 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
 def test_the_file_of_a_command_is_a_command_too(tmp_path):
     status, told = python(tmp_path, ROOT, ROOT / "otseg_jax" / "main.py", "--config=configs/x.py")
     assert (status, "those of otseg_jax are configs/ade20k.py" in told) == (1, True)
+
+
+def test_a_program_of_another_package_runs(tmp_path):
+    """It imports this package while Python looks for its own module."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("import otseg_jax")
+    (tmp_path / "app" / "train.py").write_text("print('runs')")
+    ran = subprocess.run(
+        [sys.executable, "-m", "app.train"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "runs\n"), ran.stderr

@@ -109,10 +109,8 @@ def write(dest: str | Path, model: Pretrained) -> None:
     Raises:
         ValueError, FileNotFoundError: the name is taken, or the tokenizer cannot be had.
     """
-    paths.check_free(dest)
-    with paths.atomic(dest) as folder:
-        folder.mkdir()
-        write_into(Path(folder), model)
+    with paths.new_folder(dest) as folder:
+        write_into(folder, model)
 
 
 def write_into(folder: Path, model: Pretrained) -> None:

@@ -8,6 +8,7 @@ a problem was solved, is known outside of jit, vmap and grad only, where there a
 import functools
 import math
 import warnings
+from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -73,9 +74,11 @@ def prepare(
         epsilon = epsilon if math.isnan(known[0]) else known[0]
     if not all(0 < value < math.inf for value in known):
         wrong.append(f"epsilon must be > 0 and finite, got epsilon={epsilon!r}")
-    if not _number(tolerance) > 0:
+    # these two are compiled in: an array would have to be known before
+    if not (isinstance(tolerance, Hashable) and _number(tolerance) > 0):
         wrong.append(f"tolerance must be a number > 0, got tolerance={tolerance!r}")
-    if iterations is not None and not (_number(iterations) >= 1 and iterations == int(iterations)):
+    counted = _number(iterations) if isinstance(iterations, Hashable) else math.nan
+    if iterations is not None and not (counted >= 1 and counted.is_integer()):
         wrong.append(f"iterations must be an integer > 0 or None, got iterations={iterations!r}")
     if on_error not in get_args(OnError):
         wrong.append(f"on_error must be one of {get_args(OnError)}, got on_error={on_error!r}")

@@ -134,6 +134,16 @@ ROWS = [
         r"'no/such' is no folder here, and could not be had from the Hugging Face hub: ",
     ),
     Row(
+        "convert shapes-clip /proc/clip",
+        lambda folder: convert("shapes-clip", "/proc/clip"),
+        r"^/proc/clip cannot be written \(.*\): choose another name",
+    ),
+    Row(
+        "load('gs://bucket/run')",
+        lambda folder: otseg_jax.load("gs://bucket/run"),
+        r"gs://bucket/run is a bucket, and no place for this",
+    ),
+    Row(
         "convert --upload=no/such, not logged in",
         lambda folder: hub.upload(folder, "no/such"),
         r" is written, but could not be published as no/such: .*Log in with `hf auth login`",
