@@ -19,14 +19,14 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Hold a workdir until the block ends; the system lets go of it where the process is killed.
 
     Of several processes of one run the first holds it. Works between the processes of a machine,
-    and over NFS between machines; nothing is held in a bucket. Reading needs no hold.
+    and as far as a network's file system locks files. Reading needs no hold.
 
     Raises:
         ValueError: another process holds it, or it cannot be written; nothing was changed.
     """
     folder = paths.check_writable(workdir)
     # asked this way, as the devices may be busy with the run that holds the workdir
-    if "://" in os.fspath(workdir) or (jax.distributed.is_initialized() and jax.process_index()):
+    if jax.distributed.is_initialized() and jax.process_index():
         yield folder
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]

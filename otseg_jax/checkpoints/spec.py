@@ -252,5 +252,8 @@ def check_same_run(saved: Record, here: Record, *, done: int, where: str) -> Non
         LOGGER.warning(
             "train.steps was %d and is %d: the learning rate follows the new length from step %d "
             "on, which is not what one run of %d steps gives",
-            *(planned, steps, done, steps),
+            planned,
+            steps,
+            done,
+            steps,
         )

@@ -92,7 +92,10 @@ class Clip:
         if ids < rows:
             LOGGER.warning(
                 "%s has %d token ids, %d fewer than the text tower of %s: the last are not used",
-                *(self.tokenizer, ids, rows - ids, self.name),
+                self.tokenizer,
+                ids,
+                rows - ids,
+                self.name,
             )
 
     def embed(

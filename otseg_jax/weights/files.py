@@ -29,13 +29,24 @@ PARTS = re.compile(
 )
 # Wrappers that hold THE weights, where a file holds more than one set of them (an average, say).
 WRAPPERS = {
-    *("state_dict", "model_state_dict", "model", "module", "_orig_mod", "params", "clip"),
-    *("net", "network", "weights"),
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "_orig_mod",
+    "params",
+    "clip",
+    "net",
+    "network",
+    "weights",
 }
 
 # Names of dtypes in safetensors, those included that its reader for numpy does not know.
 DTYPES: dict[str, Any] = {
-    **dict(zip(("F64", "F32", "F16", "BOOL"), ("<f8", "<f4", "<f2", "?"), strict=True)),
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BOOL": "?",
     **{f"I{8 * n}": f"<i{n}" for n in (1, 2, 4, 8)},
     "U8": "u1",
     "BF16": ml_dtypes.bfloat16,

@@ -16,11 +16,21 @@ OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 PATTERNS = (*hugging_face.PATTERNS, OPEN_CLIP_CONFIG, "tokenizer/*")
 CHOICES = (*((name,) for name in OPEN_CLIP), *hugging_face.CHOICES)  # the order in `find`
 
-# what open_clip's towers may be told to do otherwise than CLIP's do, at its usual value
+# what open_clip's towers may be told to do otherwise than CLIP's, and what of it changes nothing
 OTHERWISE = {
-    **dict.fromkeys(("timm_model_name", "hf_model_name", "ls_init_value", "attentional_pool")),
-    **dict.fromkeys(("no_causal_mask", "embed_cls", "no_ln_pre", "final_ln_after_pool")),
-    **dict.fromkeys(("global_average_pool", "norm_kwargs", "act_kwargs", "qk_norm", "block_type")),
+    "timm_model_name": (),
+    "hf_model_name": (),
+    "ls_init_value": (),
+    "attentional_pool": (),
+    "no_causal_mask": (),
+    "embed_cls": (),
+    "no_ln_pre": (),
+    "final_ln_after_pool": (),
+    "global_average_pool": (),
+    "norm_kwargs": (),
+    "act_kwargs": (),
+    "qk_norm": (),
+    "block_type": (),
     "pool_type": ("tok", "argmax"),
 }
 
@@ -115,7 +125,7 @@ def _open_clip_options(path: Path) -> Stated:
             f"{tower}.{name}={value!r}"
             for tower, sizes in (("vision_cfg", vision), ("text_cfg", text))
             for name, value in sizes.items()
-            if value and name in OTHERWISE and value not in (OTHERWISE[name] or ())
+            if value and name in OTHERWISE and value not in OTHERWISE[name]
         ]
         if not other:
             return Stated(

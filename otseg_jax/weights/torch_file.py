@@ -103,7 +103,8 @@ def read(path: str | Path) -> Any:
     if skipped:
         LOGGER.info(
             "%s: nothing was executed of the objects beside the weights, which are left out: %s",
-            *(path, ", ".join(skipped)),
+            path,
+            ", ".join(skipped),
         )
     return result
 

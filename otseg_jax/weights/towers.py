@@ -94,6 +94,11 @@ def activation(width: int, stated: Stated, where: str) -> str:
     LOGGER.warning(
         "%s does not tell its activation: assumed %s, as in %s weights; --activation=%s "
         "(in a configuration --config.clip.activation=%s) for %s",
-        *(where, mine, whose, other, other, others),
+        where,
+        mine,
+        whose,
+        other,
+        other,
+        others,
     )
     return mine
