@@ -8,10 +8,10 @@ on top of the default.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from configs import shapes as shapes_config
 from experiments import grid
-from otseg_jax import build
+from otseg_jax import build, sharding
 from otseg_jax.data import transforms
-from otseg_jax.evaluation import metrics
-from otseg_jax.models.otseg import upsample
-from otseg_jax.models.training_free import EARLIER, METHODS, TrainingFreeConfig, average
+from otseg_jax.evaluation import sliding
+from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.words import Words
+from otseg_jax.models.training_free import EARLIER, METHODS, TrainingFreeConfig
 from otseg_jax.settings import Settings
 from otseg_jax.weights import names
 from otseg_jax.weights.clip import Clip
@@ -39,31 +40,27 @@ def evaluate(choices: TrainingFreeConfig, clip: Clip, options: Settings) -> dict
         lambda: choices.build(clip.vision_config, rngs=nnx.Rngs(0)),
         names.under("vision/", clip.vision),
     )
-    text = jnp.asarray(clip.embed(split.vocabulary.names, options.text.templates))
     graphdef, state = nnx.split(model)
-
-    words = average(text)
-
-    @jax.jit
-    def predict(state, batch):
-        return upsample(nnx.merge(graphdef, state)(batch, text)["cosine"], batch.shape[1:3])
-
-    counts = np.zeros((len(split.vocabulary),) * 2, np.int64)
-    for start in range(0, len(split), BATCH):
-        examples = [split[i] for i in range(start, start + BATCH)]
-        batch = np.stack(
-            [
-                transforms.for_eval(
-                    e["image"], scale=options.eval.scale, mean=data.mean, std=data.std
-                )
-                for e in examples
-            ]
-        )
-        for cosines, photo, example in zip(predict(state, batch), batch, examples, strict=True):
-            refined = choices.refine(cosines, jnp.moveaxis(photo, -1, 0), words)
-            found = np.asarray(jnp.argmax(refined, axis=0), np.int16)
-            counts += metrics.confusion(example["label"], found, len(split.vocabulary))
-    summary = metrics.summary(counts, split.vocabulary.names, split.vocabulary.unseen)
+    runner = sliding.Runner(
+        graphdef=graphdef, trainable=state, frozen={}, mesh=sharding.make_mesh()
+    )
+    how = Inference(
+        method=choices,
+        patch=clip.vision_config.patch_size,
+        window=data.crop,
+        stride=data.crop,
+        batch_size=BATCH,
+    )
+    text = jnp.asarray(clip.embed(split.vocabulary.names, options.text.templates))
+    photo = partial(transforms.for_eval, scale=options.eval.scale, mean=data.mean, std=data.std)
+    (summary,) = sliding.evaluate(
+        sliding.make_predict(runner, text, outputs=choices.outputs(), how=how),
+        ({**e, "image": photo(e["image"])} for e in map(split.__getitem__, range(len(split)))),
+        split.vocabulary,
+        Words.of_classes(text, np.zeros(len(text), np.float32)),
+        how,
+        total=len(split),
+    ).values()
     return {m: round(summary[m], 2) for m in ("miou", *grid.MEASURES)}
 
 

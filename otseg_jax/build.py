@@ -26,7 +26,8 @@ from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
 from otseg_jax.data import classes, folders, inspect, pipeline, regimes, shapes, transforms
 from otseg_jax.models.decoder import Transport
-from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg
+from otseg_jax.models.methods import SegmentationModel
+from otseg_jax.models.otseg import FROZEN, TRAINABLE
 from otseg_jax.settings import Settings
 from otseg_jax.weights import clip, names, source
 from otseg_jax.weights.clip import Clip
@@ -50,6 +51,7 @@ class Experiment:
     trainable: Any  # initial state of what learns, whole on every device
     frozen: Any  # state of the CLIP tower, large leaves split over the mesh's `model` axis
     text: Float[Array, "k n c"]  # unit length, whole on every device
+    patch_size: int  # side of the tower's, pixels
 
     @property
     def record(self) -> Record:
@@ -272,6 +274,7 @@ def assemble(
         trainable=trainable,
         frozen=frozen,
         text=jax.device_put(jnp.asarray(embeddings), sharding.replicated(mesh)),
+        patch_size=patch,
     )
 
 
@@ -280,7 +283,7 @@ def build(
 ) -> tuple[Any, Any, Any]:
     """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen."""
 
-    def make() -> OTSeg:
+    def make() -> SegmentationModel:
         vision, dtype, rngs = loaded.vision_config, jnp.dtype(options.dtype), nnx.Rngs(options.seed)
         return options.model.build(vision, transport=transport, dtype=dtype, rngs=rngs)
 

@@ -4,11 +4,16 @@ The upper bounds are far above what anybody has used: they catch a slip of the h
 does. A switch is no number, and a number is no text.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import pydantic
 from pydantic import AfterValidator, Field
 
 from otseg_jax import paths
+
+TAG = "as "  # what the name of a class begins with, where a group may be of several
 
 
 def _place(name: str) -> str:
@@ -87,3 +92,26 @@ LocalPlace = Annotated[str, AfterValidator(_local)]
 Template = Annotated[str, AfterValidator(_template)]
 Templates = Annotated[tuple[Template, ...], AfterValidator(_some)]
 CheckpointName = Annotated[str, AfterValidator(_checkpoint)]
+
+
+def problems_of(error: pydantic.ValidationError) -> list[str]:
+    """What pydantic found, one line a field: "train.steps=0: wanted …"."""
+    found = []
+    for problem in error.errors():
+        name, given = name_of(problem), f"={problem['input']!r}: "
+        if problem["type"] == "value_error":  # our own words, of a field or of several
+            name = "" if isinstance(problem["input"], Mapping) else name + given
+            found.append(f"{name}{problem['ctx']['error']}")
+        elif problem["type"] == "missing":
+            found.append(f"{name} is missing")
+        elif problem["type"] == "unexpected_keyword_argument":
+            found.append(f"{name}{given}there is no such field")
+        else:
+            wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
+            found.append(f"{name}{given}wanted {wanted}")
+    return found
+
+
+def name_of(problem: Mapping[str, Any]) -> str:
+    """The dotted name of the field, without the class that its group was taken for."""
+    return ".".join(str(part) for part in problem["loc"] if not str(part).startswith(TAG))

@@ -24,7 +24,9 @@ from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.convert import read
 from otseg_jax.convert.hints import Hints
 from otseg_jax.data import decode, transforms
-from otseg_jax.evaluation import sliding
+from otseg_jax.evaluation import labelling, sliding
+from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.words import Words
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.outputs import Outputs
 from otseg_jax.weights import source as sources
@@ -162,7 +164,7 @@ class Segmenter:
         words = None if class_names is None else text.check_words(class_names)  # before the photo
         pixels, main = self.read(photo), self.spec.outputs.main
         image = self.prepare(pixels)
-        return self._run(sliding.photo_labels, image, words, pixels.shape[:2], main)
+        return self._run(labelling.label_maps, image, words, pixels.shape[:2], main)
 
     def read(self, photo: Any) -> UInt8[np.ndarray, "H W 3"]:
         """A photo, as of a call, in RGB, upright as its EXIF orientation says."""
@@ -203,7 +205,7 @@ class Segmenter:
             raise ValueError(f"method={method!r}: this model has {', '.join(outputs.mixtures)}")
         words = None if class_names is None else text.check_words(class_names)
         size, method = size or image.shape[:2], method or outputs.main
-        found = self._run(sliding.photo_scores, image, words, size, method)
+        found = self._run(labelling.score_maps, image, words, size, method)
         return found if words is None else found[: len(words)]
 
     def _run(
@@ -217,19 +219,29 @@ class Segmenter:
         spec = self.spec
         embeddings = self.text if words is None else self._embed(words)
         offset = spec.offsets(words or spec.classes, self._seen_offset)
-        if words is not None:
-            # classes do not see one another, so that filling up changes nothing; 3 keeps the
-            # filling below every score, which are at least 0 - 1
-            fill = [(0, -len(words) % BUCKET)]
-            embeddings = jnp.pad(embeddings, [*fill, (0, 0), (0, 0)], mode="edge")
-            offset = np.pad(offset, fill, constant_values=3.0)
-        graphdef, state = nnx.split(self.model)
-        wanted = Outputs({method: spec.outputs.mixtures[method]}, main=method)
-        predict = sliding.make_predict(
-            graphdef, state, {}, embeddings, mesh=self._mesh, outputs=wanted
+        # words beyond are of no class: they only keep the shapes that are compiled few
+        fill = (0, 0 if words is None else -len(words) % BUCKET)
+        count = len(embeddings)
+        asked = Words(
+            jnp.pad(embeddings, (fill, (0, 0), (0, 0)), mode="edge"),
+            np.pad(np.arange(count, dtype=np.int32), fill, constant_values=-1),
+            np.pad(offset, fill),
+            count,
         )
-        window = {"window": spec.window, "stride": spec.stride, "batch_size": self._batch_size}
-        return finish(predict, image, offset, size=size, **window)[method]
+        how = Inference(
+            method=spec.model,
+            patch=self.clip.vision_config.patch_size,
+            window=spec.window,
+            stride=spec.stride,
+            batch_size=self._batch_size,
+        )
+        graphdef, state = nnx.split(self.model)
+        runner = sliding.Runner(graphdef=graphdef, trainable=state, frozen={}, mesh=self._mesh)
+        wanted = Outputs({method: spec.outputs.mixtures[method]}, main=method)
+        embedded = sliding.photo_embedded(runner, image, how=how)
+        rows = how.rows(how.window_size(image.shape[:2])[0])
+        logits = sliding.photo_logits(runner, embedded, asked.text, outputs=wanted, rows=rows)
+        return finish(logits, image, asked, how, size=size)[method]
 
     def embed(self, class_names: Iterable[str]) -> Float[Array, "k n c"]:
         """Text embeddings of class names in the model's templates, kept for reuse; as `scores`."""

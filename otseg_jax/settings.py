@@ -4,7 +4,6 @@ One class for each group of `configs/common.py`, with its field names; what they
 Every field is checked in type, length and range, by its type of `fields`.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -33,6 +32,8 @@ from otseg_jax.fields import (
     Switch,
     Templates,
     Weight,
+    name_of,
+    problems_of,
     within,
 )
 from otseg_jax.models.methods import MethodConfig
@@ -265,7 +266,7 @@ def check(fields: Mapping[str, Any]) -> Settings:
         found = _ADAPTER.validate_python(fields)
     except pydantic.ValidationError as error:
         problems = problems_of(error)
-        wrong = [".".join(map(str, problem["loc"])) for problem in error.errors()]
+        wrong = [name_of(problem) for problem in error.errors()]
     given = traverse_util.flatten_dict(fields, sep=".")
     for names, fit, words in _FIT:
         # what is wrong by itself is told already
@@ -274,24 +275,6 @@ def check(fields: Mapping[str, Any]) -> Settings:
             problems += [] if fit(*values) else [words.format(*values)]
     if problems or found is None:
         raise ValueError(f"config: {'; '.join(problems)}")
-    return found
-
-
-def problems_of(error: pydantic.ValidationError) -> list[str]:
-    """What pydantic found, one line a field: "train.steps=0: wanted …"."""
-    found = []
-    for problem in error.errors():
-        name, given = ".".join(map(str, problem["loc"])), f"={problem['input']!r}: "
-        if problem["type"] == "value_error":  # our own words, of a field or of several
-            several = isinstance(problem["input"], Mapping)
-            found.append(f"{'' if several else name + given}{problem['ctx']['error']}")
-        elif problem["type"] == "missing":
-            found.append(f"{name} is missing")
-        elif problem["type"] == "unexpected_keyword_argument":
-            found.append(f"{name}{given}there is no such field")
-        else:
-            wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
-            found.append(f"{name}{given}wanted {wanted}")
     return found
 
 

@@ -25,7 +25,7 @@ from otseg_jax.convert import convert, read, verify, write
 from otseg_jax.convert.__main__ import main as convert_main
 from otseg_jax.convert.hints import Hints
 from otseg_jax.data import regimes
-from otseg_jax.models.otseg import upsample
+from otseg_jax.models.outputs import upsample
 from otseg_jax.training import losses, pseudo_labels
 from otseg_jax.weights.clip import resize_position_embedding
 

@@ -11,7 +11,8 @@ from oracles import authors_labels, numbers, reference_sinkhorn, relative_error
 from otseg_jax.data import regimes
 from otseg_jax.models import decoder
 from otseg_jax.models.clip import VisionConfig
-from otseg_jax.models.otseg import TRAINABLE, OTSeg, OTSegConfig, upsample, upsampled_argmax
+from otseg_jax.models.otseg import TRAINABLE, OTSeg, OTSegConfig
+from otseg_jax.models.outputs import upsample, upsampled_argmax
 from otseg_jax.training.step import loss_sums
 from otseg_jax.weights import mmseg, names
 

@@ -10,20 +10,29 @@ from oracles import numbers, reference_sinkhorn, relative_error
 
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
-from otseg_jax.evaluation import metrics, sliding, windows
-from otseg_jax.models.otseg import TRAINABLE, OTSegConfig, upsample
+from otseg_jax.evaluation import labelling, metrics, sliding, windows
+from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.words import Words
+from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
+from otseg_jax.models.outputs import upsample
 
 VOCABULARY = Vocabulary(tuple(f"c{k}" for k in range(7)), unseen=tiny.UNSEEN)
 OFFSET = np.where(np.isin(np.arange(7), tiny.SEEN), 0.1, 0.0).astype(np.float32)
 
 
+HOW = Inference(method=OTSegConfig(), patch=8, window=32, stride=24, batch_size=4)
+
+
 def make_predict(**options):
     graphdef, trainable, frozen = nnx.split(tiny.otseg(**options), TRAINABLE, ...)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
     text = tiny.text("transductive")
-    return sliding.make_predict(
-        graphdef, trainable, frozen, text, mesh=mesh, outputs=OTSegConfig().outputs()
-    )
+    return sliding.make_predict(runner, text, outputs=OTSegConfig().outputs(), how=HOW)
+
+
+def asked():
+    return Words.of_classes(tiny.text("transductive"), OFFSET)
 
 
 @pytest.mark.parametrize(
@@ -37,25 +46,11 @@ def test_scores_equal_the_authors(regime, offset):
 
 
 def slide(predict, image, size):
-    """Scores of a whole image at (a bucket of) `size`, cut to it."""
-    height, width = image.shape[:2]
-    origins = windows.grid(height, width, window=32, stride=24)
-    cut = windows.cut(image, origins, window=32)
+    """Scores of a whole image at `size`."""
     # one window at a time, as the authors do: their stop depends on what shares a batch
-    logits = np.concatenate([predict(one[None])["otseg_plus"] for one in cut])
-    canvas = (windows.bucket(height), windows.bucket(width))
-    padded = sliding.scores(
-        jnp.asarray(logits),
-        jnp.asarray(origins),
-        jnp.ones(len(origins)),
-        jnp.asarray(OFFSET),
-        jnp.array([height, width], jnp.int32),
-        jnp.array(size, jnp.int32),
-        window=32,
-        canvas=canvas,
-        output=(windows.bucket(size[0]), windows.bucket(size[1])),
-    )
-    return padded[:, : size[0], : size[1]]
+    logits = [predict(one[None])["otseg_plus"] for one in HOW.cut(image)]
+    whole = {"otseg_plus": np.concatenate(logits)}
+    return labelling.score_maps(whole, image, asked(), HOW, size=size)["otseg_plus"]
 
 
 def test_sliding_windows_equal_the_authors():
@@ -86,16 +81,14 @@ def test_photos_of_any_size_share_batches():
         batches.append(batch.shape)
         return predict(batch)
 
-    options = {"window": 32, "stride": 24}
     results = sliding.evaluate(
         counted,
         examples(sizes),
         VOCABULARY,
-        OFFSET,
+        asked(),
+        HOW,
         total=len(sizes),
-        batch_size=4,
         on_photo=lambda number, example, maps: found.update({number: maps}),
-        **options,
     )
     assert set(batches) == {(4, 32, 32, 3)}, "one shape, so one compile"
     assert set(results) == {"otseg", "otseg_plus"}

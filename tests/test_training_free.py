@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import pytest
 from flax import nnx
 from oracles import DATA, numbers, relative_error
 
-from otseg_jax.evaluation import windows, words
+from otseg_jax import sharding
+from otseg_jax.evaluation import labelling, sliding, words
 from otseg_jax.models import clip as clip_module
 from otseg_jax.models import last_block, pearl, resclip, sc_clip
-from otseg_jax.models.otseg import upsample
 from otseg_jax.models.pamr import pamr
 from otseg_jax.models.training_free import (
     EARLIER,
@@ -158,8 +159,7 @@ def test_positions_equal_the_authors(size):
 
 
 def test_maskclip_pads_right_and_below():
-    padded = jnp.pad(image("image_odd"), ((0, 0), (0, 3), (0, 3), (0, 0)))
-    cosines = run(model(method="maskclip_original"), padded, text())
+    cosines = run(model(method="maskclip_original"), image("image_odd"), text())
     assert relative_error(cosines[0], expected("maskclip_odd.cosines")) < 1e-5
 
 
@@ -167,61 +167,65 @@ def resized(x: jax.Array, size) -> jax.Array:
     return jax.image.resize(x, (len(x), *size), "bilinear", antialias=False)
 
 
-@functools.cache
-def protocol_cosines(method: str, image_name: str, side: int, stride: int, *size: int) -> jax.Array:
-    """Cosines at the size of the labels, before PAMR or propagation; side 0: no windows."""
-    photo, segmenter = image(image_name), model(method=method)
-    height, width = photo.shape[1:3]
-    if side == 0:
-        return resized(run(segmenter, photo, text())[0], size)
-    if side > max(height, width):
-        padded = jnp.pad(photo, ((0, 0), (1, 2), (1, 2), (0, 0)))
-        fine = upsample(run(segmenter, padded, text()), padded.shape[1:3])
-        return resized(fine[0, :, 1:-2, 1:-2], size)
-    origins = windows.grid(height, width, window=side, stride=stride)
-    parts = windows.cut(np.asarray(photo[0]), origins, window=side)
-    fine = upsample(run(segmenter, jnp.asarray(parts), text()), (side, side))
-    ones = jnp.ones(len(origins))
-    whole = windows.stitch(fine, jnp.asarray(origins), ones, height=height, width=width)
-    return resized(whole, size)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_protocol_equals_the_authors(name):
-    options, known = RUNS[name], numbers("training_free_io")
-    method = name.split("_")[0].replace("scclip", "sc_clip")
-    place = (options["image"], options["window"], options.get("stride", 0), *options["size"])
-    cosines = protocol_cosines(method, *place)
-    photo = resized(jnp.moveaxis(image(options["image"])[0], -1, 0), options["size"])
-    tolerance = 2e-5
-    if "pamr_iterations" in options:
-        cosines = pamr(cosines, photo)
-    if "cg_iterations" in options:
-        cosines = propagated(name, photo)
-        # theirs is a float32 run of 25 steps that amplify rounding
-        tolerance = 4e-3
-    elif f"{name}.logits" in known:
-        assert relative_error(cosines, known[f"{name}.logits"]) < 1e-5
-    if f"{name}.labels" not in known:
-        return
-    chances = words.probabilities(
-        options["scale"] * cosines, jnp.asarray(known["query_index"]), classes=5
+def inference(name: str) -> labelling.Inference:
+    """A run of the authors' as ours."""
+    options = RUNS[name]
+    choices = {"scale": float(options["scale"]), "pamr": "pamr_iterations" in options}
+    choices |= {"first_threshold": 0.3, "grid": options.get("grid", 80)}
+    return labelling.Inference(
+        method=TrainingFreeConfig(
+            method=name.split("_")[0].replace("scclip", "sc_clip"), **choices
+        ),
+        patch=8,
+        window=options["window"],
+        stride=options.get("stride", 0),
+        batch_size=1,
+        threshold=options["threshold"],
+        least_share=options.get("area", 0.0),
     )
-    if "area" in options:
-        chances = words.drop_small(chances, share=options["area"])
-    labels = words.label_map(chances, threshold=options["threshold"])
-    if options["renormalised"]:
-        chances = chances / jnp.sum(chances, axis=0, keepdims=True)
-    assert np.abs(chances - known[f"{name}.probabilities"]).max() < tolerance
+
+
+@functools.cache
+def logits(method: str, image_name: str, window: int, stride: int) -> dict[str, np.ndarray]:
+    """Cosines of all windows of an image, which several runs share."""
+    graphdef, state = nnx.split(model(method=method))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    runner = sliding.Runner(graphdef=graphdef, trainable=state, frozen={}, mesh=mesh)
+    how = replace(inference("naclip_slide"), method=model(method=method).config)
+    how = replace(how, window=window, stride=stride)
+    predict = sliding.make_predict(runner, text(), outputs=how.method.outputs(), how=how)
+    return predict(how.cut(np.asarray(image(image_name)[0])))
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("noprop")])
+def test_protocol_equals_the_authors(name):
+    options, known, how = RUNS[name], numbers("training_free_io"), inference(name)
+    found = logits(how.method.method, options["image"], how.window, how.stride)
+    photo, size = np.asarray(image(options["image"])[0]), tuple(options["size"])
+    asked = words.Words(text(), known["query_index"].astype(np.int32), np.zeros(8, np.float32), 5)
+    read = {"image": photo, "how": how, "size": size}
+    (labels,) = labelling.label_maps(found, asked=asked, **read).values()
     assert np.array_equal(labels, known[f"{name}.labels"])
+    (chances,) = labelling.score_maps(found, asked=asked, **read).values()
+    if options["renormalised"]:
+        chances = chances / np.sum(chances, axis=0, keepdims=True)
+    # theirs of pearl is a float32 run of 25 steps that amplify rounding
+    tolerance = 4e-3 if "cg_iterations" in options else 2e-5
+    assert np.abs(chances - known[f"{name}.probabilities"]).max() < tolerance
+    if f"{name}.logits" in known and "cg_iterations" not in options and "area" not in options:
+        # a class for each word: what is left of cosines after a softmax is their differences
+        each = words.Words.of_classes(text(), np.zeros(8, np.float32))
+        (chances,) = labelling.score_maps(found, asked=each, **read).values()
+        ours, theirs = np.log(chances) / options["scale"], known[f"{name}.logits"]
+        assert np.abs((ours - ours[:1]) - (theirs - theirs[:1])).max() < 1e-5 * theirs.max()
 
 
-def propagated(name: str, photo: jax.Array) -> jax.Array:
-    known, grid = numbers("training_free_io"), RUNS[name]["grid"]
-    cosines = jnp.asarray(known["pearl_slide_noprop.logits"])
-    found = pearl.propagate(cosines, photo, text()[:, 0], grid=grid)
-    assert relative_error(found, known[f"{name}.logits_f64"]) < 1e-5
-    return found
+@pytest.mark.parametrize("name", ["pearl_slide", "pearl_slide_grid16"])
+def test_propagation_equals_the_authors(name):
+    photo = resized(jnp.moveaxis(image("image_slide")[0], -1, 0), (32, 44))
+    cosines = jnp.asarray(expected("pearl_slide_noprop.logits"))
+    found = pearl.propagate(cosines, photo, text()[:, 0], grid=RUNS[name]["grid"])
+    assert relative_error(found, expected(f"{name}.logits_f64")) < 1e-5
 
 
 def test_a_word_of_zeros_only_fills_up():
@@ -235,10 +239,27 @@ def test_a_word_of_zeros_only_fills_up():
     photo = resized(jnp.moveaxis(image("image_64x64")[0], -1, 0), (8, 8))
     plain = pearl.propagate(cosines[0], photo, text()[:, 0])
     assert relative_error(pearl.propagate(more[0], photo, filled[:, 0])[:8], plain) < 1e-5
-    class_of = jnp.asarray(expected("query_index"))
-    chances = words.probabilities(cosines[0], class_of, classes=5)
-    more_classes = jnp.pad(class_of, (0, 3), constant_values=-1)
-    assert relative_error(words.probabilities(more[0], more_classes, classes=5), chances) < 1e-6
+
+
+def read(scores: np.ndarray, class_of, kept=(True,) * 5) -> words.Best:
+    """The best of words that come two at a time."""
+    best = words.nothing(*scores.shape[1:])
+    for first in range(0, len(scores), 2):
+        part = slice(first, first + 2)
+        best = words.compare(best, scores[part], jnp.asarray(class_of[part]), jnp.asarray(kept))
+    return best
+
+
+def test_words_in_parts_are_a_softmax_over_all():
+    scores = 9 * jax.random.normal(jax.random.key(0), (8, 3, 4))
+    class_of = expected("query_index").astype(np.int32)
+    best, chances = read(scores, class_of), jax.nn.softmax(scores, axis=0)
+    by_class = jax.ops.segment_max(chances, jnp.asarray(class_of), 5)
+    assert np.array_equal(best.label, jnp.argmax(by_class, axis=0))
+    assert relative_error(words.probability(best.score[None], best)[0], by_class.max(0)) < 1e-6
+    filled = jnp.concatenate([scores, 99 * jnp.ones((1, 3, 4)), scores[:1]])
+    more = read(filled[:9], np.append(class_of, -1).astype(np.int32)[:9])
+    assert more.label.shape == (3, 4)
 
 
 def test_a_batch_is_its_images():
@@ -308,8 +329,8 @@ def test_a_photo_of_one_colour_has_finite_scores(method):
     cosines = run(model(method=method), photo, text())
     assert np.isfinite(cosines).all()
     flat = jnp.full((3, 8, 8), 0.5)
-    for config in (TrainingFreeConfig(method=method), TrainingFreeConfig(pamr=True)):
-        assert np.isfinite(config.refine(cosines[0], flat, text()[:, 0])).all()
+    assert np.isfinite(pearl.propagate(cosines[0], flat, text()[:, 0])).all()
+    assert np.isfinite(pamr(cosines[0], flat)).all()
 
 
 def test_a_grid_of_one_colour_is_like_itself():
@@ -356,12 +377,18 @@ def test_pamr_is_a_plain_loop():
     assert relative_error(ours, moved) < 1e-5
 
 
-def test_small_classes_go_and_doubt_is_background():
-    chances = jnp.zeros((3, 2, 5)).at[1].set(0.6).at[2, 0, 0].set(0.9).at[0].set(0.1)
-    dropped = words.drop_small(chances, share=0.1)
-    assert np.all(words.label_map(dropped) == 1)
-    assert words.label_map(words.drop_small(chances, share=0.09)).tolist()[0][0] == 2
-    assert words.label_map(chances, threshold=0.7).tolist() == [[2, 0, 0, 0, 0], [0] * 5]
+def test_small_classes_go():
+    label = np.ones((2, 5), np.int32)
+    label[0, 0], label[1] = 2, 0
+    label[1, :5] = [1, 1, 1, 1, 1]
+    assert words.large(label, classes=3, share=0.1).tolist() == [True, True, False]
+    assert words.large(label, classes=3, share=0.09).tolist() == [True, True, True]
+    scores = jnp.zeros((3, 1, 1)).at[2].set(2.0).at[1].set(1.0)
+    best = read(scores, np.arange(3, dtype=np.int32), kept=(True, True, False))
+    # the next best, with the probability that it had among all
+    assert best.label.item() == 1
+    chance = words.probability(best.score[None], best).item()
+    assert chance == pytest.approx(jax.nn.softmax(jnp.arange(3.0))[1].item())
 
 
 @pytest.mark.parametrize(

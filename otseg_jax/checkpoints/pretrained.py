@@ -23,11 +23,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from otseg_jax import paths, settings, text
+from otseg_jax import fields, paths, text
+from otseg_jax.checkpoints import spec as specs
 from otseg_jax.checkpoints.spec import Origin, Spec
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
-from otseg_jax.models.otseg import OTSeg
+from otseg_jax.models.methods import SegmentationModel
+from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.weights import files, hub, names
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.source import FORMAT
@@ -65,13 +67,15 @@ class Model(Pretrained):
     def leaves(self) -> dict[str, np.ndarray]:
         return {**super().leaves(), **self.trained, "embeddings": self.embeddings}
 
-    def build(self, *, transport: Transport | None = None, dtype: DTypeLike = jnp.float32) -> OTSeg:
-        """OTSeg with these weights.
+    def build(
+        self, *, transport: Transport | None = None, dtype: DTypeLike = jnp.float32
+    ) -> SegmentationModel:
+        """The model with these weights.
 
         `transport` replaces the solver that it was trained with; `dtype` is of matrix products.
         """
 
-        def make() -> OTSeg:
+        def make() -> SegmentationModel:
             vision, model = self.clip.vision_config, self.spec.model
             return model.build(vision, transport=transport, dtype=dtype, rngs=nnx.Rngs(0))
 
@@ -189,6 +193,20 @@ def with_tokenizer(model: Given, name: str) -> Given:
     return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
 
 
+def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
+    """A CLIP alone as a model of a training-free method, without classes of its own."""
+    clip = found.clip
+    described = specs.training_free(
+        method,
+        image_size=clip.vision_config.image_size,
+        clip_source=found.origin.name,
+        clip_fingerprint=clip.fingerprint,
+        text_fingerprint=clip.text_fingerprint,
+    )
+    nothing = np.zeros((0, len(described.templates), clip.vision_config.embed_dim), np.float32)
+    return Model(clip=clip, origin=found.origin, spec=described, trained={}, embeddings=nothing)
+
+
 def need_model(found: Pretrained, hint: str) -> Model:
     """The trained model that was read; a ValueError with the hint if it is a CLIP alone."""
     if not isinstance(found, Model):
@@ -217,4 +235,4 @@ def _read_config(folder: Path) -> _Config:
     try:
         return _ADAPTER.validate_python(config)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(settings.problems_of(error))}") from None
+        raise ValueError(f"{path}: {'; '.join(fields.problems_of(error))}") from None

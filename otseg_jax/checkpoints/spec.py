@@ -13,11 +13,12 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from otseg_jax import settings
-from otseg_jax.data import regimes
+from otseg_jax import fields, settings
+from otseg_jax.data import regimes, templates, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.models.methods import MethodConfig
 from otseg_jax.models.outputs import Outputs
+from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.settings import Settings
 
 LOGGER = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Origin:
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A trained model, apart from its weights."""
+    """A trained model, or a CLIP alone, apart from its weights."""
 
     dataset: str
     classes: tuple[str, ...]  # names, in the order of the ids
@@ -134,6 +135,45 @@ def describe(options: Settings, vocabulary: Vocabulary) -> Spec:
     )
 
 
+def training_free(
+    method: TrainingFreeConfig,
+    *,
+    image_size: int,
+    clip_source: str,
+    clip_fingerprint: str,
+    text_fingerprint: str,
+) -> Spec:
+    """A CLIP alone, run as the training-free methods are.
+
+    Args:
+        image_size: side of the images that the CLIP was trained with, pixels.
+
+    Source: SCLIP (arXiv 2312.01597) and what followed it: windows of the CLIP's own size over a
+        photo half as large again; ClearCLIP (2407.12442): of twice its size.
+    """
+    large = method.method == "clearclip"
+    window = 2 * image_size if large else image_size
+    return Spec(
+        dataset="",
+        classes=(),
+        unseen=(),
+        palette=(),
+        templates=templates.IMAGENET,
+        regime="training_free",
+        model=method,
+        outputs=method.outputs(),
+        mean=transforms.CLIP_MEAN,
+        std=transforms.CLIP_STD,
+        scale=(2048.0, float(window if large else 3 * image_size // 2)),
+        window=window,
+        stride=window // 2,
+        seen_offset=0.0,
+        clip_source=clip_source,
+        clip_fingerprint=clip_fingerprint,
+        text_fingerprint=text_fingerprint,
+    )
+
+
 def adopt(options: Settings, spec: Spec) -> Settings:
     """Settings of an evaluation with what decides how trained weights are to be run.
 
@@ -162,7 +202,7 @@ def from_json(data: Any, where: str) -> Spec:
     try:
         return _ADAPTER.validate_python(data)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{where}: {'; '.join(settings.problems_of(error))}") from None
+        raise ValueError(f"{where}: {'; '.join(fields.problems_of(error))}") from None
 
 
 class Record(NamedTuple):

@@ -16,6 +16,7 @@ from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.convert.hints import Hints
 from otseg_jax.data import classes
+from otseg_jax.models import methods
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.otseg import OTSegConfig
 from otseg_jax.weights import clip, files, hub, mmseg, names, openai, rules
@@ -35,14 +36,15 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
             "like; for ZegCLIP with --config.model.decoder=cross_attention)"
         )
     vision, words = _towers(arrays, hints, where)
-    options = replace(options, model=_model_config(options.model, arrays, vision.layers, where))
-    layers, text_blocks = options.model.decoder_layers, words.layers if words else 0
+    model = _model_config(methods.trained(options.model), arrays, vision.layers, where)
+    options, layers = replace(options, model=model), model.decoder_layers
+    text_blocks = words.layers if words else 0
     table = mmseg.rules(
         blocks=vision.layers, layers=layers, text_blocks=text_blocks, deep=DEEP in arrays
     )
     unused = mmseg.unused(layers=layers)
     try:
-        abstract = nnx.eval_shape(lambda: options.model.build(vision, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: model.build(vision, rngs=nnx.Rngs(0)))
         target = clip.shapes(vision, words) | names.flatten(nnx.state(abstract))
         leaves = rules.fill(table, arrays, target, unused=unused)
     except ValueError as error:
@@ -61,7 +63,7 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
         Pretrained(clip=loaded, origin=origin),
         replace(options, text=replace(options.text, cache="")),
     )
-    model = Model(
+    found = Model(
         clip=loaded,
         origin=origin,
         spec=described,
@@ -69,7 +71,7 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
         embeddings=embeddings,
         unused={name: arrays[name] for name in unused if name in arrays},
     )
-    return model, tuple(table)
+    return found, tuple(table)
 
 
 def _towers(

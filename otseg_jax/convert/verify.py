@@ -19,6 +19,7 @@ from otseg_jax.checkpoints import pretrained
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.convert import write as writers
 from otseg_jax.convert.read import Loaded
+from otseg_jax.models import methods
 from otseg_jax.models.clip import TextTower, VisionTower
 from otseg_jax.models.otseg import OTSeg, VisualPrompts
 from otseg_jax.weights import files, rules
@@ -148,7 +149,7 @@ def _by_torch(loaded: Loaded, image: np.ndarray, tokens: np.ndarray) -> dict[str
     if isinstance(model, Model):
         last = found["vision projection"]
         unit = last / np.linalg.norm(last, axis=-1, keepdims=True)
-        options = model.spec.model
+        options = methods.trained(model.spec.model)
         found |= references.decoder(
             arrays,
             unit[:, 0],

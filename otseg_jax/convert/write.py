@@ -23,8 +23,7 @@ from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.data import regimes
 from otseg_jax.models.clip import TextConfig, VisionConfig
-from otseg_jax.models.otseg import upsample
-from otseg_jax.models.outputs import mix
+from otseg_jax.models.outputs import mix, upsample
 from otseg_jax.models.transformer import TowerConfig
 from otseg_jax.weights import hugging_face, mmseg, names, rules, torch_write
 from otseg_jax.weights.clip import Clip
@@ -60,7 +59,7 @@ def to_mmseg(dest: str | Path, model: Pretrained) -> None:
 def mmseg_arrays(model: Model) -> dict[str, np.ndarray]:
     """The state dict of `to_mmseg`: original name → f32 array, sorted by name."""
     clip, described = model.clip, model.spec
-    layers, vision = described.model.decoder_layers, clip.vision_config
+    layers, vision = methods.trained(described.model).decoder_layers, clip.vision_config
     table = mmseg.rules(
         blocks=vision.layers,
         layers=layers,

@@ -18,6 +18,10 @@ from otseg_jax.data.classes import IGNORE
 
 Scale = tuple[int | float, int | float]
 
+# per channel, of the photos that CLIP (arXiv 2103.00020) was trained with
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+
 
 def for_train(
     example: Mapping[str, Any],

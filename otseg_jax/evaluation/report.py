@@ -21,6 +21,8 @@ from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import figures, metrics, sliding
+from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.words import Words
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -124,14 +126,23 @@ def evaluate_split(
         before_photo: called with the number of each photo; what it raises ends the evaluation.
     """
     options, data = experiment.settings, experiment.settings.data
-    predict = sliding.make_predict(
-        experiment.graphdef,
-        weights,
-        experiment.frozen,
-        experiment.text,
-        mesh=experiment.mesh,
-        outputs=experiment.spec.outputs,
+    described, classes = experiment.spec, experiment.vocabulary.names
+    offset = (trained or described).offsets(classes, options.eval.seen_offset)
+    asked = Words.of_classes(experiment.text, offset)
+    how = Inference(
+        method=described.model,
+        patch=experiment.patch_size,
+        window=data.crop,
+        stride=options.eval.stride,
+        batch_size=options.eval.batch_size,
     )
+    runner = sliding.Runner(
+        graphdef=experiment.graphdef,
+        trainable=weights,
+        frozen=experiment.frozen,
+        mesh=experiment.mesh,
+    )
+    predict = sliding.make_predict(runner, asked.text, outputs=described.outputs, how=how)
 
     def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
         photo = example["image"]
@@ -153,11 +164,9 @@ def evaluate_split(
         predict,
         watched(),
         experiment.vocabulary,
-        (trained or experiment.spec).offsets(experiment.vocabulary.names, options.eval.seen_offset),
+        asked,
+        how,
         total=len(chosen),
-        window=data.crop,
-        stride=options.eval.stride,
-        batch_size=options.eval.batch_size,
         on_photo=on_photo,
     )
 

@@ -41,14 +41,20 @@ def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarr
 
 
 def cut(
-    image: Float32[np.ndarray, "h w 3"], origins: Int32[np.ndarray, "n 2"], *, window: int
-) -> Float32[np.ndarray, "n s s 3"]:
+    image: Float32[np.ndarray, "h w 3"],
+    origins: Int32[np.ndarray, "n 2"],
+    *,
+    window: int | tuple[int, int],
+) -> Float32[np.ndarray, "n s t 3"]:
     """Copy the windows out of an image; 0 (the mean colour) where one reaches past it.
+
+    Args:
+        window: side, or height and width.
 
     Raises:
         ValueError: an origin outside the image.
 
-    Differs: the reference runs a smaller window on an image that is smaller than the window.
+    Differs: OTSeg's authors run a smaller window on an image that is smaller than the window.
     """
     height, width, channels = image.shape
     if np.any(origins < 0) or np.any(origins >= np.array([[height, width]])):
@@ -56,15 +62,16 @@ def cut(
             f"origins reach from {origins.min(axis=0).tolist()} to {origins.max(axis=0).tolist()}, "
             f"wanted (y, x) inside the image of {height} × {width} pixels"
         )
-    windows = np.zeros((len(origins), window, window, channels), np.float32)
+    down, across = (window, window) if isinstance(window, int) else window
+    windows = np.zeros((len(origins), down, across, channels), np.float32)
     for target, (y, x) in zip(windows, origins, strict=True):
-        part = image[y : y + window, x : x + window]
+        part = image[y : y + down, x : x + across]
         target[: part.shape[0], : part.shape[1]] = part
     return windows
 
 
 def stitch(
-    scores: Float[Array, "n k s s"],
+    scores: Float[Array, "n k s t"],
     origins: Int32[Array, "n 2"],
     weights: Float[Array, " n"],
     *,
@@ -85,10 +92,10 @@ def stitch(
 
     Source: mmsegmentation's slide inference, which divides by the count of windows.
     """
-    classes, side = scores.shape[1:3]
-    if min(height, width) < side:
+    classes, *side = scores.shape[1:]
+    if height < side[0] or width < side[1]:
         raise ValueError(
-            f"a canvas of {height} × {width} pixels holds no window of {side} × {side}; "
+            f"a canvas of {height} × {width} pixels holds no window of {side[0]} × {side[1]}; "
             "wanted height and width ≥ window"
         )
 
@@ -97,7 +104,7 @@ def stitch(
         score, (y, x), share = item
         # `where`, as 0 · NaN of a window that fills up the batch would be NaN.
         score = jnp.where(share > 0, share * score.astype(jnp.float32), 0.0)
-        patches = score, jnp.full((1, side, side), share, jnp.float32)
+        patches = score, jnp.full((1, *side), share, jnp.float32)
         start = (jnp.zeros_like(y), y, x)  # all of one integer type
         return jax.tree.map(partial(_add_at, start=start), canvas, patches), None
 

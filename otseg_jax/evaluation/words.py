@@ -1,43 +1,86 @@
-"""From scores of words to a label map: several words a class, and a background that is class 0.
+"""Words and what becomes of their scores: several words a class, and a background that is class 0.
 
-Scores are f32[w, h, w] of all words, scaled, at the size of the photo; classes are k.
+Scores f32[c, h, w] of c words come in parts, in the order of the classes: what is kept of them is
+the best of every pixel, so that neither many words nor a large photo fill the memory.
 """
 
-import jax
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 
-def probabilities(
-    logits: Float[Array, "n h w"], class_of: Int[Array, " n"], *, classes: int
-) -> Float[Array, "k h w"]:
-    """Softmax over all words, then the likeliest word of every class.
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What a photo is searched for; what only fills up the array is of class −1, and last."""
+
+    text: Float[Array, "v n c"]  # unit length
+    class_of: Int32[np.ndarray, " v"]  # ascending
+    offset: Float32[np.ndarray, " v"]  # subtracted from a word's scores
+    classes: int
+
+    @classmethod
+    def of_classes(cls, text: Float[Array, "k n c"], offset: Float[np.ndarray, " k"]) -> "Words":
+        """One word for each class."""
+        numbers = np.arange(len(text), dtype=np.int32)
+        return cls(text, numbers, np.asarray(offset, np.float32), len(text))
+
+
+class Best(NamedTuple):
+    """Of every pixel: the best word so far, and what its probability is computed from."""
+
+    score: Float[Array, "h w"]
+    label: Int32[Array, "h w"]  # class of the best word
+    peak: Float[Array, "h w"]  # the largest score of all words, also of those that may not win
+    total: Float[Array, "h w"]  # Σ exp(score − peak) over all words
+
+
+def nothing(height: int, width: int) -> Best:
+    """Before any word; four arrays, as each is given away to the next."""
+    full = partial(jnp.full, (height, width))
+    return Best(
+        full(-jnp.inf, jnp.float32),
+        full(0, jnp.int32),
+        full(-jnp.inf, jnp.float32),
+        full(0.0, jnp.float32),
+    )
+
+
+def compare(
+    best: Best, scores: Float[Array, "c h w"], class_of: Int32[Array, " c"], kept: Bool[Array, " k"]
+) -> Best:
+    """Go on with more words, at least one of them real; of equals the first wins.
 
     Args:
-        class_of: of each word; one that belongs to no class is `classes` or more, or negative: it
-            only fills up the array.
-
-    Source: the training-free protocol of SCLIP (arXiv 2312.01597) and what followed it.
+        kept: whether a class may win.
     """
-    real = (class_of >= 0) & (class_of < classes)
-    chances = jax.nn.softmax(jnp.where(real[:, None, None], logits, -jnp.inf), axis=0)
-    best = jax.ops.segment_max(chances, jnp.where(real, class_of, classes), classes + 1)
-    # a class without a word
-    return jnp.maximum(best[:classes], 0.0)
+    real = class_of >= 0
+    every = jnp.where(real[:, None, None], scores, -jnp.inf)
+    some = jnp.where((real & kept[class_of])[:, None, None], scores, -jnp.inf)
+    peak = jnp.maximum(best.peak, jnp.max(every, axis=0))
+    total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(every - peak[None]), axis=0)
+    top = jnp.max(some, axis=0)
+    label = jnp.where(top > best.score, class_of[jnp.argmax(some, axis=0)], best.label)
+    return Best(jnp.maximum(best.score, top), label, peak, total)
 
 
-def drop_small(chances: Float[Array, "k h w"], *, share: float) -> Float[Array, "k h w"]:
-    """Probability 0 for classes with at most this share of the pixels that are not background.
+def probability(scores: Float[Array, "c h w"], best: Best) -> Float[Array, "c h w"]:
+    """exp(score)/Σ exp(score) over all words that were compared."""
+    return jnp.exp(scores - best.peak[None]) / best.total[None]
+
+
+def large(
+    label: Int32[np.ndarray, "h w"], *, classes: int, share: float
+) -> Bool[np.ndarray, " classes"]:
+    """Which classes have more than a share of the pixels that are not class 0; class 0 stays.
 
     Source: SCLIP (arXiv 2312.01597), on VOC with background.
     """
-    labels = jnp.argmax(chances, axis=0).reshape(-1)
-    counts = jnp.bincount(labels, length=len(chances)).at[0].set(0)
-    kept: Bool[Array, " k"] = counts > share * jnp.sum(counts)
-    return jnp.where(kept.at[0].set(True)[:, None, None], chances, 0.0)
-
-
-def label_map(chances: Float[Array, "k h w"], *, threshold: float = 0.0) -> Int32[Array, "h w"]:
-    """The likeliest class of every pixel; class 0 where its probability is below the threshold."""
-    best = jnp.argmax(chances, axis=0)
-    return jnp.where(jnp.max(chances, axis=0) < threshold, 0, best).astype(jnp.int32)
+    counts = np.bincount(label.reshape(-1), minlength=classes)
+    counts[0] = 0
+    kept = counts > share * counts.sum()
+    kept[0] = True
+    return kept

@@ -1,12 +1,42 @@
-"""The methods: every model that can be trained, saved and evaluated.
+"""The methods: every model that can be trained, saved, evaluated or used as it is.
 
-A method is a file in this folder with a frozen dataclass of its choices that has `build`, `outputs`
-and `one_prompt` as `OTSegConfig` has them; here its class joins the union, and a configuration or a
-stored model is of the first class that its fields fit.
+A method is a file in this folder with a frozen dataclass of its choices that has `build`,
+`outputs`, `one_prompt`, `scale`, `activate`, `window_size` and `margins` as `OTSegConfig` has
+them, and whose model has `embed` and `match`; here its class joins the union.
 """
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
-from otseg_jax.models.otseg import OTSegConfig
+from pydantic import Discriminator, Tag
 
-MethodConfig: TypeAlias = OTSegConfig
+from otseg_jax.fields import TAG
+from otseg_jax.models.otseg import OTSeg, OTSegConfig
+from otseg_jax.models.training_free import TrainingFree, TrainingFreeConfig
+
+TAGS = {OTSegConfig: f"{TAG}otseg", TrainingFreeConfig: f"{TAG}training_free"}
+
+
+def _tag(config: Any) -> str:
+    """Which class fields are of: a CLIP alone names its method."""
+    alone = "method" in config if isinstance(config, Mapping) else hasattr(config, "method")
+    return TAGS[TrainingFreeConfig if alone else OTSegConfig]
+
+
+MethodConfig: TypeAlias = Annotated[
+    Annotated[OTSegConfig, Tag(TAGS[OTSegConfig])]
+    | Annotated[TrainingFreeConfig, Tag(TAGS[TrainingFreeConfig])],
+    Discriminator(_tag),
+]
+
+SegmentationModel: TypeAlias = OTSeg | TrainingFree
+
+
+def trained(config: MethodConfig) -> OTSegConfig:
+    """The choices of a model that is trained; a ValueError for a CLIP alone."""
+    if isinstance(config, TrainingFreeConfig):
+        raise ValueError(
+            f"model.method={config.method!r} runs a CLIP as it is: there is nothing to train, and "
+            "no checkpoint of it"
+        )
+    return config

@@ -13,7 +13,7 @@ import pydantic
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 from pydantic import Field
 
 from otseg_jax.fields import Count, Few, Fraction, Switch, within
@@ -114,6 +114,26 @@ class OTSegConfig:
             return Outputs({"zegclip": {"decoder": 1.0}}, main="zegclip")
         plus = {"decoder": 1.0 - mps_weight, "mps": mps_weight}
         return Outputs({"otseg": {"decoder": 1.0}, "otseg_plus": plus}, main="otseg_plus")
+
+    @property
+    def scale(self) -> float | None:
+        """Of scores before a softmax over words; None: every word is scored by itself."""
+        return None
+
+    def activate(self, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """What logits become before windows are averaged: σ(z).
+
+        Source: OTSeg (arXiv 2403.14183), sliding.
+        """
+        return jax.nn.sigmoid(logits)
+
+    def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
+        """Height and width of the windows of a photo; one that is smaller is filled up with 0."""
+        return window, window
+
+    def margins(self, side: int, patch: int) -> tuple[int, int]:
+        """Zeros before and behind a side of a window, in pixels."""
+        return 0, 0
 
     def build(
         self,
@@ -259,28 +279,3 @@ class OTSeg(nnx.Module):
         maps = self.match(global_embedding, pixels, text, key=decoder_key)
         h = image.shape[1] // self.patch_size
         return {name: rearrange(x, "b k (h w) -> b k h w", h=h) for name, x in maps.items()}
-
-
-def upsample(logits: Float[Array, "b k h w"], size: tuple[int, int]) -> Float[Array, "b k H W"]:
-    """Resize logit maps bilinearly to `size` = (H, W) pixels; half-pixel centres, no antialias."""
-    return jax.image.resize(logits, (*logits.shape[:2], *size), method="bilinear", antialias=False)
-
-
-def upsampled_argmax(
-    logits: Float[Array, "b k h w"], size: tuple[int, int]
-) -> Int32[Array, "b H W"]:
-    """The class of the largest logit of `upsample`, of equals the first.
-
-    One class at a time: all of them at the size of a photo would fill the memory.
-    """
-
-    def compare(best, entry):
-        k, z = entry
-        value = upsample(z[:, None], size)[:, 0]
-        return (jnp.maximum(best[0], value), jnp.where(value > best[0], k, best[1])), None
-
-    classes = (jnp.arange(logits.shape[1], dtype=jnp.int32), jnp.moveaxis(logits, 1, 0))
-    shape = (len(logits), *size)
-    start = (jnp.full(shape, -jnp.inf, logits.dtype), jnp.zeros(shape, jnp.int32))
-    (_, index), _ = jax.lax.scan(compare, start, classes)
-    return index

@@ -10,7 +10,9 @@ from functools import reduce
 from operator import add
 from typing import TypeAlias
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 Maps: TypeAlias = Mapping[str, Float[Array, "b k h w"]]
 Mixture: TypeAlias = Mapping[str, float | Float[Array, ""]]
@@ -39,3 +41,28 @@ def mix(maps: Maps, mixture: Mixture) -> Float[Array, "b k h w"]:
         3.0
     """
     return reduce(add, (weight * maps[name] for name, weight in mixture.items()))
+
+
+def upsample(logits: Float[Array, "b k h w"], size: tuple[int, int]) -> Float[Array, "b k H W"]:
+    """Resize logit maps bilinearly to `size` = (H, W) pixels; half-pixel centres, no antialias."""
+    return jax.image.resize(logits, (*logits.shape[:2], *size), method="bilinear", antialias=False)
+
+
+def upsampled_argmax(
+    logits: Float[Array, "b k h w"], size: tuple[int, int]
+) -> Int32[Array, "b H W"]:
+    """The class of the largest logit of `upsample`, of equals the first.
+
+    One class at a time: all of them at the size of a photo would fill the memory.
+    """
+
+    def compare(best, entry):
+        k, z = entry
+        value = upsample(z[:, None], size)[:, 0]
+        return (jnp.maximum(best[0], value), jnp.where(value > best[0], k, best[1])), None
+
+    classes = (jnp.arange(logits.shape[1], dtype=jnp.int32), jnp.moveaxis(logits, 1, 0))
+    shape = (len(logits), *size)
+    start = (jnp.full(shape, -jnp.inf, logits.dtype), jnp.zeros(shape, jnp.int32))
+    (_, index), _ = jax.lax.scan(compare, start, classes)
+    return index

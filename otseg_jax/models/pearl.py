@@ -72,9 +72,28 @@ def propagate(
     Source: PEARL, text-aware Laplacian propagation.
     Differs: the reference solves in float32, where 25 steps amplify rounding to 1e-3.
     """
-    size = scores.shape[1:]
-    cell = [max(1, round(side / grid)) for side in size]
-    scores, photo = (_pooled(np.asarray(x, np.float64), cell) for x in (scores, photo))
+    cell = cells(scores.shape[1:], grid)
+    solved = solve(pool(scores, cell), pool(photo, cell), words, steps=steps)
+    fine, size = jnp.asarray(solved, jnp.float32), scores.shape[1:]
+    return jax.image.resize(fine, (len(fine), *size), "bilinear", antialias=False)
+
+
+def cells(size: tuple[int, ...], grid: int) -> list[int]:
+    """Pixels of a cell along each side."""
+    return [max(1, round(side / grid)) for side in size]
+
+
+def pool(x: Float[Array | np.ndarray, "c h w"], cell: list[int]) -> Float64:
+    """Means of whole cells."""
+    height, width = (side // c * c for side, c in zip(x.shape[1:], cell, strict=True))
+    whole = np.asarray(x, np.float64)[:, :height, :width]
+    return reduce(whole, "c (h y) (w x) -> c h w", "mean", y=cell[0], x=cell[1])
+
+
+def solve(
+    scores: Float64, photo: Float64, words: Float[Array | np.ndarray, "k c"], *, steps: int = STEPS
+) -> Float64:
+    """The propagation itself, on the grid that scores and photo were pooled to."""
     words = np.asarray(words, np.float64)
     real = np.any(words != 0, axis=1)
     chances = _softmax(np.where(real[:, None, None], scores, -np.inf), axis=0)
@@ -105,9 +124,7 @@ def propagate(
         out[:, :, 1:] += side
         return out
 
-    solved = _conjugate_gradients(system, confidence * scores, scores, steps)
-    fine = jnp.asarray(solved, jnp.float32)
-    return jax.image.resize(fine, (len(fine), *size), "bilinear", antialias=False)
+    return _conjugate_gradients(system, confidence * scores, scores, steps)
 
 
 def _neighbours(length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,11 +134,6 @@ def _neighbours(length: int) -> tuple[np.ndarray, np.ndarray]:
 def _softmax(x: Float64, axis: int) -> Float64:
     weights = np.exp(x - np.max(x, axis=axis, keepdims=True))
     return weights / np.sum(weights, axis=axis, keepdims=True)
-
-
-def _pooled(x: Float64, cell: list[int]) -> Float64:
-    height, width = (side // c * c for side, c in zip(x.shape[1:], cell, strict=True))
-    return reduce(x[:, :height, :width], "c (h y) (w x) -> c h w", "mean", y=cell[0], x=cell[1])
 
 
 def _self_weight(words: Float64, real: np.ndarray) -> Float64:

@@ -8,9 +8,11 @@ array: its cosine is 0 and no other word's changes.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
@@ -21,8 +23,9 @@ from otseg_jax.models.clip import VisionConfig, VisionTower, resize_positions_bi
 from otseg_jax.models.decoder import Pixels, Transport, normalize
 from otseg_jax.models.last_block import Tokens, Weights
 from otseg_jax.models.outputs import Outputs
-from otseg_jax.models.pamr import pamr
 
+Stages: TypeAlias = Mapping[int, Tokens]  # block → the tokens that enter it
+Second: TypeAlias = tuple[Float[Array, "b H W 3"], Stages] | None
 # method → whether its last block keeps the residual, and the MLP
 METHODS: Mapping[str, tuple[bool, bool]] = {
     "naclip": (False, False),
@@ -44,6 +47,7 @@ EARLIER: Mapping[str, tuple[int, ...]] = {
 }
 
 
+@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class TrainingFreeConfig:
     """What can be chosen about a CLIP as a segmenter.
@@ -64,6 +68,7 @@ class TrainingFreeConfig:
     mask_temperature: float = 2.2
     mask_share: float = 0.7
     first_threshold: float = 0.0
+    grid: int = pearl.GRID  # of pearl: cells along a side that its scores are propagated on
 
     def __post_init__(self) -> None:
         problems = []
@@ -76,6 +81,8 @@ class TrainingFreeConfig:
         for name in ("earlier_share", "mask_share", "first_threshold"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 problems.append(f"model.{name}={value}: wanted 0 to 1")
+        if self.grid < 1:
+            problems.append(f"model.grid={self.grid}: wanted at least 1")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -84,9 +91,28 @@ class TrainingFreeConfig:
         """Whether a class is described by one prompt only; templates are averaged here."""
         return False
 
-    def outputs(self) -> Outputs:
-        """What the method is scored on: scaled cosines, for a softmax over words."""
-        return Outputs({self.method: {"cosine": self.scale}}, main=self.method)
+    def outputs(self, *, mps_weight: float = 0.0) -> Outputs:
+        """What the method is scored on: its cosines; there is no MPS path to weigh."""
+        return Outputs({self.method: {"cosine": 1.0}}, main=self.method)
+
+    def activate(self, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """What cosines become before windows are averaged: they stay."""
+        return logits
+
+    def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
+        """Height and width of the windows of a photo, no larger than it is; 0: all of it."""
+        height, width = (max(min(window or side, side), patch) for side in size)
+        return height, width
+
+    def margins(self, side: int, patch: int) -> tuple[int, int]:
+        """Zeros before and behind a side that is no multiple of the patch.
+
+        Without, the rest is dropped and the map stretched over the whole side.
+        """
+        missing = -side % patch
+        if self.method == "clearclip":
+            return missing // 2, missing - missing // 2
+        return (0, missing) if self.method == "maskclip_original" else (0, 0)
 
     def build(
         self,
@@ -104,22 +130,6 @@ class TrainingFreeConfig:
         if transport is not None:
             raise ValueError(f"{self.method} solves no transport problem: leave out transport")
         return TrainingFree(vision, self, dtype=dtype, rngs=rngs)
-
-    def refine(
-        self,
-        cosines: Float[Array, "k h w"],
-        photo: Float[Array, "3 h w"],
-        words: Float[Array, "k c"],
-    ) -> Float[Array, "k h w"]:
-        """What the method does with the cosines of a whole photo, at its size, before scaling.
-
-        Args:
-            photo: normalised.
-            words: as of `average`.
-        """
-        if self.method == "pearl":
-            cosines = pearl.propagate(cosines, photo, words)
-        return pamr(cosines, photo) if self.pamr else cosines
 
 
 def average(text: Float[Array, "k n c"]) -> Float[Array, "k c"]:
@@ -168,50 +178,65 @@ class TrainingFree(nnx.Module):
         self, image: Float[Array, "b H W 3"], text: Float[Array, "k n c"]
     ) -> dict[str, Float[Array, "b k h w"]]:
         """Segment images: cosines of every patch with every word."""
-        words = average(text)
+        cosines = self.match(*self.embed(image), text)["cosine"]
+        height = sum(self.config.margins(image.shape[1], self.patch_size), image.shape[1])
+        return {"cosine": rearrange(cosines, "b k (h w) -> b k h w", h=height // self.patch_size)}
+
+    def embed(self, image: Float[Array, "b H W 3"]) -> tuple[Pixels, Second]:
+        """What words are compared with, and what a second pass needs once it has seen them."""
+        sides = (self.config.margins(side, self.patch_size) for side in image.shape[1:3])
+        image = jnp.pad(image, ((0, 0), *sides, (0, 0)))
         grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
         stages = self._stages(image)
         if self.config.method == "sc_clip":
-            return {"cosine": self._compare(self._sc_clip(stages, grid), words, grid)}
-        cosines = self._compare(self._last(stages, grid), words, grid)
+            return self._pixels(self._sc_clip(stages, grid)), None
+        pixels = self._pixels(self._last(stages, grid))
         if self.config.method == "resclip" and self.config.second_pass:
+            return pixels, (image, {i: stages[i] for i in (*EARLIER["resclip"], len(stages) - 1)})
+        return pixels, None
+
+    def match(
+        self, pixels: Pixels, second: Second, text: Float[Array, "k n c"]
+    ) -> dict[str, Float[Array, "b k m"]]:
+        """Cosines of what `embed` gave with every word."""
+        words = average(text)
+        cosines = _cosines(pixels, words)
+        if second is not None:
+            image, stages = second
+            grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
             label = partial(
                 resclip.patch_words,
                 patch=self.patch_size,
                 scale=self.config.scale,
                 threshold=self.config.first_threshold,
             )
-            found = jax.vmap(label, (0, 0, None))(cosines, image, words)
-            cosines = self._compare(self._last(stages, grid, found), words, grid)
+            first = rearrange(cosines, "b k (h w) -> b k h w", h=grid[0])
+            found = jax.vmap(label, (0, 0, None))(first, image, words)
+            cosines = _cosines(self._pixels(self._last(stages, grid, found)), words)
         return {"cosine": cosines}
 
-    def _stages(self, image: Float[Array, "b H W 3"]) -> list[Tokens]:
-        """Tokens that enter each block."""
+    def _stages(self, image: Float[Array, "b H W 3"]) -> Stages:
         stages = self.vision.stages(image)
-        return [next(stages) for _ in self.vision.blocks]
+        return {i: next(stages) for i in range(len(self.vision.blocks))}
 
-    def _compare(
-        self, tokens: Float[Array, "b m d"], words: Float[Array, "k c"], grid: tuple[int, int]
-    ) -> Float[Array, "b k h w"]:
-        pixels: Pixels = normalize(self.vision.project(tokens))
-        cosines = last_block.einsum("bmc, kc -> bkm", pixels, words)
-        return rearrange(cosines, "b k (h w) -> b k h w", h=grid[0])
+    def _pixels(self, tokens: Float[Array, "b m d"]) -> Pixels:
+        return normalize(self.vision.project(tokens))
 
     def _last(
-        self, stages: list[Tokens], grid: tuple[int, int], words: Array | None = None
+        self, stages: Stages, grid: tuple[int, int], words: Array | None = None
     ) -> Float[Array, "b m d"]:
         """Patches after the last block; `words` [b, h, w], of the patches, for a second pass."""
         residual, mlp = METHODS[self.config.method]
-        block, tokens = self.vision.blocks[-1], stages[-1]
+        block, tokens = self.vision.blocks[-1], stages[len(self.vision.blocks) - 1]
         *_, value = last_block.heads(block, tokens)
         mixed = last_block.mix(block, self._weights(stages, grid, words), value)
         tokens = tokens + mixed if residual else mixed
         tokens = tokens + block.mlp(block.ln_2(tokens)) if mlp else tokens
         return tokens[:, 1:]
 
-    def _weights(self, stages: list[Tokens], grid: tuple[int, int], words: Array | None) -> Weights:
+    def _weights(self, stages: Stages, grid: tuple[int, int], words: Array | None) -> Weights:
         config, blocks = self.config, self.vision.blocks
-        query, key, _ = last_block.heads(blocks[-1], stages[-1])
+        query, key, _ = last_block.heads(blocks[-1], stages[len(blocks) - 1])
         earlier = [
             last_block.heads(blocks[i], stages[i])[:2] for i in EARLIER.get(config.method, ())
         ]
@@ -245,11 +270,11 @@ class TrainingFree(nnx.Module):
             temperature=config.temperature,
         )
 
-    def _sc_clip(self, stages: list[Tokens], grid: tuple[int, int]) -> Float[Array, "b m d"]:
+    def _sc_clip(self, stages: Stages, grid: tuple[int, int]) -> Float[Array, "b m d"]:
         sc_clip.check_grid(grid)
         block = self.vision.blocks[-1]
         early, middle = (stages[i + 1] for i in EARLIER["sc_clip"])
-        last = stages[-1]
+        last = stages[len(stages) - 1]
         outliers = jax.vmap(sc_clip.find_outliers)(last[:, 1:])
         repair = jax.vmap(lambda x, bad: sc_clip.repair(x, bad, grid))
         similarity = jax.vmap(sc_clip.likeness)(repair(middle[:, 1:], outliers))
@@ -264,6 +289,10 @@ class TrainingFree(nnx.Module):
             return aggregate(mixed + sc_clip.CLASS_SHARE * first, shallow)
 
         entering = aggregate(repair(last[:, 1:], outliers), similarity)
-        first, *rest = stages[EARLIER["sc_clip"][0] + 1 : -1]
+        first, *rest = (stages[i] for i in range(EARLIER["sc_clip"][0] + 1, len(stages) - 1))
         total = sum(rest, first)
         return attend(entering, last[:, :1]) + attend(total[:, 1:], total[:, :1])
+
+
+def _cosines(pixels: Pixels, words: Float[Array, "k c"]) -> Float[Array, "b k m"]:
+    return last_block.einsum("bmc, kc -> bkm", pixels, words)

@@ -9,8 +9,7 @@ from jaxtyping import Array, Int16, Int32, Integer
 
 from otseg_jax.data.classes import IGNORE
 from otseg_jax.data.regimes import HIDDEN
-from otseg_jax.models.otseg import upsampled_argmax
-from otseg_jax.models.outputs import Maps, Mixture, mix
+from otseg_jax.models.outputs import Maps, Mixture, mix, upsampled_argmax
 
 
 def relabel(

@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax import sharding
 from otseg_jax.data import regimes
-from otseg_jax.models.otseg import upsample, upsampled_argmax
-from otseg_jax.models.outputs import Maps, Mixture, Outputs
+from otseg_jax.models.outputs import Maps, Mixture, Outputs, upsample, upsampled_argmax
 from otseg_jax.training import losses, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
