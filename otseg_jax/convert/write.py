@@ -22,6 +22,7 @@ from otseg_jax import paths, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.data import regimes
+from otseg_jax.models import methods
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.outputs import mix, upsample
 from otseg_jax.models.transformer import TowerConfig

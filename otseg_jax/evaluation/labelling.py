@@ -128,7 +128,7 @@ def score_maps(
                 continue
             values = whole.scores(part)
             if first is not None:
-                values = words.probability(scale * values, first)
+                values = words.probability((scale or 1.0) * values, first)
             for i, k in wanted:
                 row = scores[rows[k]]
                 np.maximum(row, np.asarray(values[i])[: size[0], : size[1]], out=row)
@@ -237,7 +237,7 @@ def _whole(
 ) -> _Whole:
     method, small = how.method, image.shape[:2]
     window = how.window_size(small)
-    canvas = tuple(windows.bucket(max(pair)) for pair in zip(small, window, strict=True))
+    canvas = windows.bucket(max(small[0], window[0])), windows.bucket(max(small[1], window[1]))
     output = tuple(windows.bucket(side) for side in size)
     margins = tuple(method.margins(side, how.patch) for side in window)
     origins = how.origins(small)
