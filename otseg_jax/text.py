@@ -7,11 +7,9 @@ ids are int32 [t, l]: begin-of-text, the text, end-of-text (EOT, the largest id)
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,37 +47,6 @@ def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     if problems:
         raise ValueError("vocabulary: " + "; ".join(problems))
     return [template.replace("{}", name) for name in names for template in templates]
-
-
-def check_words(words: Any) -> tuple[str, ...]:
-    """Class names as a person gave them, blanks at their ends taken off.
-
-    Raises:
-        ValueError: no list, no name, names that are blank, repeated or not one text each.
-    """
-    if isinstance(words, str):
-        parts = [part.strip() for part in re.split("[,;\n]", words) if part.strip()]
-        raise ValueError(f"class_names={words!r} is one text: give a list, {parts or ['cat']}")
-    if isinstance(words, Set) or not isinstance(words, Iterable | np.ndarray):
-        raise ValueError(f"class_names is a {type(words).__name__}: give a list, ['cat', 'sky']")
-    found: list[str] = []
-    problems = []
-    for i, word in enumerate(words):
-        name = word.strip() if isinstance(word, str) else ""
-        if not isinstance(word, str):
-            problems.append(f"class_names[{i}] is {word!r}, wanted text")
-        elif not name.strip(",;"):
-            problems.append(f"class_names[{i}] is blank")
-        elif name != name.strip(",;") or "\n" in name:
-            problems.append(f"class_names[{i}] is {word!r}: give one name, without , ; at its ends")
-        elif name in found:
-            problems.append(f"class_names[{i}] repeats class_names[{found.index(name)}], {name!r}")
-        found.append(name)
-    problems += [] if found else ["class_names is empty: name at least one class"]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError("; ".join(problems[:5]) + more)
-    return tuple(found)
 
 
 def warn_of_twins(names: Sequence[str], tokens: Int[np.ndarray, "t l"]) -> None:

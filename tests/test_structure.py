@@ -102,8 +102,12 @@ def test_libraries_that_stay_outside(rooms, outside):
         assert not libraries(MODULES[name]) & outside, name
 
 
-# torch, an optional extra of --verify; and `load`, so that `mps` alone stays quick to import
-LATE = {"convert.verify._by_torch", "__init__.__getattr__"}
+# torch and supervision, optional extras; and `load`, so that `mps` alone stays quick to import
+LATE = {
+    "convert.verify._by_torch",
+    "predict.segmentation.to_supervision",
+    "__init__.__getattr__",
+}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

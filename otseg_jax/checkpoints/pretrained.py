@@ -24,8 +24,8 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from otseg_jax import fields, paths, text
-from otseg_jax.checkpoints import spec as specs
 from otseg_jax.checkpoints.spec import Origin, Spec
+from otseg_jax.data import templates, transforms
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
@@ -194,11 +194,29 @@ def with_tokenizer(model: Given, name: str) -> Given:
 
 
 def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
-    """A CLIP alone as a model of a training-free method, without classes of its own."""
+    """A CLIP alone as a model of a training-free method, without classes of its own.
+
+    Source: SCLIP (arXiv 2312.01597) and what followed it: windows of the size that the CLIP was
+        trained at, over photos half as large again; ClearCLIP (2407.12442): both twice that size.
+    """
     clip = found.clip
-    described = specs.training_free(
-        method,
-        image_size=clip.vision_config.image_size,
+    size, large = clip.vision_config.image_size, method.method == "clearclip"
+    window, short = (2 * size, 2 * size) if large else (size, 3 * size // 2)
+    described = Spec(
+        dataset="",
+        classes=(),
+        unseen=(),
+        palette=(),
+        templates=templates.IMAGENET,
+        regime="training_free",
+        model=method,
+        outputs=method.outputs(),
+        mean=transforms.CLIP_MEAN,
+        std=transforms.CLIP_STD,
+        scale=(2048.0, float(short)),
+        window=window,
+        stride=window // 2,
+        seen_offset=0.0,
         clip_source=found.origin.name,
         clip_fingerprint=clip.fingerprint,
         text_fingerprint=clip.text_fingerprint,

@@ -14,11 +14,10 @@ import pydantic
 from jaxtyping import Float
 
 from otseg_jax import fields, settings
-from otseg_jax.data import regimes, templates, transforms
+from otseg_jax.data import regimes
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.models.methods import MethodConfig
 from otseg_jax.models.outputs import Outputs
-from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.settings import Settings
 
 LOGGER = logging.getLogger(__name__)
@@ -88,6 +87,8 @@ class Spec:
     @property
     def labelled(self) -> frozenset[str]:
         """Names of the classes that were trained with labels."""
+        if not self.classes:
+            return frozenset()
         vocabulary = self.vocabulary
         ids = range(len(vocabulary)) if self.regime == "supervised" else vocabulary.seen
         return frozenset(self.classes[k] for k in ids)
@@ -132,45 +133,6 @@ def describe(options: Settings, vocabulary: Vocabulary) -> Spec:
         stride=options.eval.stride,
         seen_offset=regime.seen_offset if offset is None else offset,
         clip_source=options.clip.source,
-    )
-
-
-def training_free(
-    method: TrainingFreeConfig,
-    *,
-    image_size: int,
-    clip_source: str,
-    clip_fingerprint: str,
-    text_fingerprint: str,
-) -> Spec:
-    """A CLIP alone, run as the training-free methods are.
-
-    Args:
-        image_size: side of the images that the CLIP was trained with, pixels.
-
-    Source: SCLIP (arXiv 2312.01597) and what followed it: windows of the CLIP's own size over a
-        photo half as large again; ClearCLIP (2407.12442): of twice its size.
-    """
-    large = method.method == "clearclip"
-    window = 2 * image_size if large else image_size
-    return Spec(
-        dataset="",
-        classes=(),
-        unseen=(),
-        palette=(),
-        templates=templates.IMAGENET,
-        regime="training_free",
-        model=method,
-        outputs=method.outputs(),
-        mean=transforms.CLIP_MEAN,
-        std=transforms.CLIP_STD,
-        scale=(2048.0, float(window if large else 3 * image_size // 2)),
-        window=window,
-        stride=window // 2,
-        seen_offset=0.0,
-        clip_source=clip_source,
-        clip_fingerprint=clip_fingerprint,
-        text_fingerprint=text_fingerprint,
     )
 
 

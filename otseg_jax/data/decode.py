@@ -40,9 +40,9 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def rgb(photo: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo in memory as RGB: Pillow's image, or an array of bytes, grey, RGB or RGBA.
+    """A photo in memory as RGB: Pillow's image, or an array, grey, RGB or RGBA.
 
-    Alpha is dropped.
+    An array holds 0..255, or fractions of 0..1. Alpha is dropped.
 
     Raises:
         ValueError: another type, shape or range, with the expression that mends it.
@@ -54,17 +54,17 @@ def rgb(photo: Any) -> UInt8[np.ndarray, "h w 3"]:
         except Exception as error:  # a lazy image is decoded only now
             raise ValueError(f"the photo cannot be used: {error}") from error
     if not hasattr(photo, "__array__"):
-        one = ": one at a time, [segmenter(photo) for photo in photos]" * isinstance(
-            photo, list | tuple
-        )
         raise ValueError(
-            f"the photo is a {type(photo).__name__}{one}; wanted a path, an image of Pillow, or an "
+            f"the photo is a {type(photo).__name__}; wanted a path, an image of Pillow, or an "
             "array uint8[height, width, 3]"
         )
     array = np.asarray(photo)
     if mend := _mend(array):
         got = f"{array.dtype}{list(array.shape)}"
         raise ValueError(f"the photo is {got}, wanted uint8[height, width, 3]: {mend}")
+    if array.dtype != np.uint8:
+        fractions = array.dtype.kind == "f" and array.max() <= 1
+        array = np.rint(array * 255 if fractions else array).astype(np.uint8)
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     return np.ascontiguousarray(array[..., :3])
@@ -73,7 +73,7 @@ def rgb(photo: Any) -> UInt8[np.ndarray, "h w 3"]:
 def _mend(array: np.ndarray) -> str:
     """What to do about an array that is no photo, "" about one that is."""
     if array.ndim == 4:
-        return "give one photo at a time, photo[0] and so on"
+        return "give one photo, photo[0], or a list of them, list(photo)"
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4):
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
@@ -90,10 +90,8 @@ def _mend(array: np.ndarray) -> str:
     low, high = float(array.min()), float(array.max())
     if not 0 <= low <= high < np.inf:
         return f"its values are {low:g}..{high:g}; give it as it was before it was normalised"
-    if array.dtype.kind == "f" and high <= 1:
-        return "its values are in 0..1; give (photo * 255).round().astype(np.uint8)"
     if high <= 255:
-        return "give photo.astype(np.uint8)"
+        return ""
     if array.dtype == np.uint16:
         return "give (photo // 257).astype(np.uint8)"
     return f"its values reach {high:g}; give them in 0..255 as np.uint8"

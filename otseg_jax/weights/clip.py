@@ -48,6 +48,15 @@ class Clip:
     tokenizer: str | Path | None = None  # folder or hub name that holds it
     logit_scale: float | None = None  # learned log-temperature, for the way back to other formats
 
+    @property
+    def size(self) -> str:
+        """What the vision tower is called by its sizes: "ViT-B/16"."""
+        vision = self.vision_config
+        sizes = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
+        sizes |= {(1408, 40): "g", (1664, 48): "bigG"}
+        letter = sizes.get((vision.width, vision.layers), f"{vision.layers}×{vision.width}")
+        return f"ViT-{letter}/{vision.patch_size}"
+
     def build_vision(self) -> VisionTower:
         """The vision tower as CLIP runs it (OTSeg adds the class embedding twice)."""
 

@@ -11,12 +11,11 @@ from PIL import Image
 
 import otseg_jax
 from messages import Row
-from otseg_jax import text
 from otseg_jax.build import assemble
 from otseg_jax.checkpoints import pretrained
 from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.data.classes import VOCABULARIES
-from otseg_jax.predict import Segmenter
+from otseg_jax.predict import Segmenter, asked
 from otseg_jax.weights import clip, names
 
 
@@ -52,8 +51,8 @@ def photo(typed: str, make, line: str) -> Row:
 def words(given, line: str, *, refused: bool = True) -> Row:
     """Class names; those that are refused never reach the model."""
     typed = repr(given) if len(repr(given)) < 60 else f"{repr(given)[:50]}…"
-    act = text.check_words if refused else (lambda names: segmenter().embed(names))
-    return Row(f"class_names={typed}", lambda _: act(given), line, refused=refused)
+    act = asked.check_words if refused else (lambda names: segmenter().embed(names))
+    return Row(f"words={typed}", lambda _: act(given), line, refused=refused)
 
 
 def load(typed: str, make, line: str, **options) -> Row:
@@ -96,39 +95,40 @@ ROWS = [
     photo("a file that is no photo", lambda f: written(f, b"no"), r"photo\.jpg cannot be used"),
     photo("a folder", lambda folder: folder, r"cannot be used: .*directory"),
     photo("a bomb", bomb, r"9000 x 9500 pixels, more than the 80,000,000"),
-    photo("floats in 0..1", lambda _: PHOTO / 255, r"float64\[20, 30, 3\].*\(photo \* 255\)"),
-    photo("floats in 0..255", lambda _: PHOTO * 1.0, r"give photo\.astype\(np\.uint8\)"),
-    photo("integers", lambda _: PHOTO.astype(int), r"give photo\.astype\(np\.uint8\)"),
     photo("16 bits", lambda _: PHOTO.astype(np.uint16) * 257, r"give \(photo // 257\)"),
     photo("normalised", lambda _: PHOTO - 120.0, r"as it was before it was normalised"),
     photo("NaN", lambda _: PHOTO * np.nan, r"its values are nan"),
     photo("a batch", lambda _: PHOTO[None], r"uint8\[1, 20, 30, 3\].* photo\[0\]"),
     photo("channels first", lambda _: PHOTO.transpose(2, 0, 1), r"photo\.transpose\(1, 2, 0\)"),
     photo("two channels", lambda _: PHOTO[..., :2], r"and 1, 3 or 4 channels"),
-    photo("a list", lambda _: [PHOTO, PHOTO], r"one at a time, \[segmenter\(photo\) for"),
+    photo("a list in a list", lambda _: [[PHOTO]], r"the photo is a list; wanted a path"),
     photo("None", lambda _: None, r"a NoneType; wanted a path"),
     photo("no row", lambda _: PHOTO[:0], r"uint8\[0, 30, 3\].* it has no pixel"),
     photo("a mask of booleans", lambda _: PHOTO > 9, r"bool\[20, 30, 3\].* one byte a channel"),
     photo("a 16-bit image", lambda _: Image.new("I;16", (9, 9)), r"more than 8 bits a channel"),
     words("sky", r"'sky' is one text: give a list, \['sky'\]"),
     words("red disc, sky\n", r"give a list, \['red disc', 'sky'\]"),
-    words([], r"class_names is empty"),
-    words(["sky", " "], r"class_names\[1\] is blank"),
-    words([1, 2], r"class_names\[0\] is 1, wanted text; class_names\[1\] is 2"),
-    words(["sky", None], r"class_names\[1\] is None"),
+    words([], r"words is empty"),
+    words(["sky", " "], r"words\[1\] is blank"),
+    words([1, 2], r"words\[0\] is 1, wanted text; words\[1\] is 2"),
+    words(["sky", None], r"words\[1\] is None"),
     words({"sky"}, r"is a set: give a list"),
     words(7, r"is a int: give a list"),
-    words(["sky", "cat", "sky "], r"class_names\[2\] repeats class_names\[0\], 'sky'"),
-    words(["sky,", "cat"], r"class_names\[0\] is 'sky,': give one name"),
-    words(["sky\ncat"], r"class_names\[0\] is 'sky\\ncat': give one name"),
+    words(["sky", "cat", "sky "], r"words\[2\] repeats words\[0\], 'sky'"),
+    words(["sky,", "cat"], r"words\[0\] is 'sky,': give one name"),
+    words(["sky\ncat"], r"words\[0\] is 'sky\\ncat': give one name"),
     words(["red " * 90 + "x", "cat"], r"2 of 4 texts are longer than the 77", refused=False),
     words(["a " * 90 + "x", "a " * 90 + "y"], r"1 of 2 class names .*get no pixel", refused=False),
     words(["Disc", "disc"], r"'disc' is the same tokens as 'Disc'", refused=False),
     load("''", lambda _: "", r"load\(''\): wanted a model directory"),
+    load("'shapes-clip2'", lambda _: "shapes-clip2", r"no folder, and no hub name of the form"),
     load("'~/none'", lambda _: "~/none", r"'~/none' is no folder"),
     load("a name with a typo", nothing, r"none' is no folder"),
     load("an empty folder", lambda folder: folder, r"is an empty folder"),
-    load("a CLIP", model, r"a CLIP alone.* --config\.clip\.source=shapes-clip --workdir"),
+    load("CLIP, method='dino'", model, r"'dino': of a CLIP alone, choose one of n", method="dino"),
+    load("CLIP, method='resclip'", model, r"tower has 4 blocks: naclip works", method="resclip"),
+    load("CLIP, transport=", model, r"naclip solves no transport problem", transport=print),
+    load("CLIP, vision_heads=3", model, r"vision_heads=3 does not divide", vision_heads=3),
     load("a step of a run", inside_a_run, r"is a part of .*/run: give that, load\('.*/run'\)"),
     load("a file of a model", file_of_a_model, r"config\.json is a part of"),
     load("dtype='fp32'", nothing, r"dtype='fp32': choose float32 or bfloat16", dtype="fp32"),

@@ -1,0 +1,271 @@
+"""A model with words: photo in, `Segmentation` out.
+
+photo, a path or an image → `read` u8[H, W, 3] RGB → `prepare` f32[h, w, 3], resized and
+normalised as the model wants it → what its tower makes of every window, which is kept, so that
+other words on the same photo are answered without it → logits of the words → label map i32[H, W].
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+from otseg_jax import paths, sharding
+from otseg_jax.checkpoints.pretrained import Model
+from otseg_jax.data import classes, decode, transforms
+from otseg_jax.evaluation import labelling, sliding
+from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.words import Words
+from otseg_jax.models.decoder import Transport
+from otseg_jax.models.outputs import Outputs
+from otseg_jax.predict import asked
+from otseg_jax.predict.asked import Asked, Background
+from otseg_jax.predict.kept import Kept
+from otseg_jax.predict.segmentation import Segmentation
+from otseg_jax.predict.vectors import Vectors
+
+PHOTOS = 2  # whose features are kept
+THRESHOLD = {True: 0.1, False: 0.5}  # usual least probability where words compete, least σ if not
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A photo as the tower saw it."""
+
+    image: Float[np.ndarray, "h w 3"]
+    embedded: list[tuple[int, Any]]
+
+
+class Segmenter:
+    """A model with its vocabulary, or with words of your own; options as of `load`.
+
+    `spec` describes the model; `vocabulary` are the classes that it was trained for, if any.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        method: str = "",
+        transport: Transport | None = None,
+        dtype: DTypeLike = jnp.float32,
+        batch_size: int = 4,
+        seen_offset: float | None = None,
+    ) -> None:
+        check_options(dtype, batch_size, seen_offset)
+        self.spec, self.clip = model.spec, model.clip
+        self.vocabulary = self.spec.vocabulary if self.spec.classes else None
+        self.method = self._output(method)
+        self.model = model.build(transport=transport, dtype=dtype)
+        self.dtype = jnp.dtype(dtype)
+        self.text: Float[Array, "k n c"] = jnp.asarray(model.embeddings)  # of its vocabulary
+        self._parameters = sum(np.size(leaf) for leaf in model.model_leaves().values())
+        # on one device: a photo is too little to share
+        self._mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        graphdef, state = nnx.split(self.model)
+        self._runner = sliding.Runner(
+            graphdef=graphdef, trainable=state, frozen={}, mesh=self._mesh
+        )
+        self._how = Inference(
+            method=self.spec.model,
+            patch=self.clip.vision_config.patch_size,
+            window=self.spec.window,
+            stride=self.spec.stride,
+            batch_size=batch_size,
+        )
+        self._vectors = Vectors(model, seen_offset)
+        self._photos: Kept[bytes, _Seen] = Kept(PHOTOS)
+
+    def __call__(
+        self,
+        photo: Any,
+        words: Iterable[str] | None = None,
+        *,
+        background: Background = None,
+        templates: Sequence[str] | None = None,
+    ) -> Any:
+        """Segment a photo, or each of several: at each pixel the class whose score is highest.
+
+        Args:
+            photo: a path, an image of Pillow, or an array [H, W, 3] RGB, grey and RGBA, too: gives
+                a `Segmentation`. A list of them gives a list, an iterator an iterator.
+            words: what to look for, "sofa|couch" for one class of several words; None: the classes
+                that the model was trained for.
+            background: what a pixel is that shows none of the words. None: nothing, every pixel is
+                given to one of the words, also in a photo that holds none of them. "words": 26
+                usual things ("sky", "wall", …), or a list of your own, compete: such a photo is
+                mostly given to them, and so is background. "threshold" or a number of 0 to 1: what
+                scores below is background. Of a CLIP alone the number (0.1) is a probability, and
+                k words share out 1, so that below 1/k it changes nothing: it takes many words. Of
+                a trained model it is σ(logit) (0.5) of one word, whatever the others.
+            templates: what the words are put into, "a photo of a {}."; None: the model's own.
+
+        Raises:
+            FileNotFoundError, ValueError: a photo or words that cannot be used.
+        """
+        question = self._question(words, background)  # before the photo
+        vectors = self._vectors.of(question, templates)
+        segment = partial(self._segment, question=question, vectors=vectors)
+        if isinstance(photo, list | tuple):
+            return [segment(one) for one in photo]
+        return map(segment, photo) if isinstance(photo, Iterator) else segment(photo)
+
+    def read(self, photo: Any) -> UInt8[np.ndarray, "H W 3"]:
+        """A photo, as of a call, in RGB, upright as its EXIF orientation says."""
+        if isinstance(photo, str | os.PathLike):
+            return decode.photo(paths.local(photo))
+        return decode.rgb(photo)
+
+    def prepare(self, photo: Any) -> Float[np.ndarray, "h w 3"]:
+        """Resize and normalise a photo, as of a call, as the model was trained."""
+        spec = self.spec
+        pixels = self.read(photo)
+        return transforms.for_eval(pixels, scale=spec.scale, mean=spec.mean, std=spec.std)
+
+    def scores(
+        self,
+        image: Float[np.ndarray, "h w 3"],
+        words: Iterable[str] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        method: str = "",
+    ) -> Float[np.ndarray, "k H W"]:
+        """Scores of every class at every pixel, as of `Segmentation.scores`.
+
+        Args:
+            image: normalised, from `prepare`.
+            words: as of a call.
+            size: (H, W) of the result; None: that of `image`.
+            method: one of `spec.outputs`; "": the main one.
+
+        Raises:
+            ValueError: no such method, or words that cannot be embedded: a blank one, or new ones
+                without text tower or tokenizer inside.
+        """
+        method = self._output(method) if method else self.method
+        vectors, image = self._vectors.of(self._question(words, None)), np.asarray(image)
+        found = self._match(_Seen(image, self._look(image)), vectors, method)
+        height, width = size or image.shape[:2]
+        maps = labelling.score_maps(found, image, vectors, self._how, size=(height, width))
+        return maps[method]
+
+    def embed(
+        self, words: Iterable[str], templates: Sequence[str] | None = None
+    ) -> Float[Array, "v n c"]:
+        """Text embeddings of words, kept for reuse; of a CLIP alone the mean over its templates."""
+        plain = tuple(word for each in asked.check_words(words) for word in each)
+        return jnp.asarray(np.stack(self._vectors.embed(plain, templates)))
+
+    def __repr__(self) -> str:
+        count = len(self.spec.classes)
+        device = self._mesh.devices.item()
+        return (
+            f"Segmenter({self._made_by()}, {self._parameters / 1e6:.3g} M parameters, "
+            f"{f'{count} classes' if count else 'words of your own'}, {self.dtype.name}, "
+            f"{device.device_kind})"
+        )
+
+    def _made_by(self) -> str:
+        return (
+            f"{self.method}{' + PAMR' * getattr(self.spec.model, 'pamr', False)}, {self.clip.size}"
+        )
+
+    def _output(self, method: str) -> str:
+        outputs = self.spec.outputs
+        if method and method not in outputs.mixtures:
+            raise ValueError(f"method={method!r}: this model has {', '.join(outputs.mixtures)}")
+        return method or outputs.main
+
+    def _question(self, words: Iterable[str] | None, background: Background) -> Asked:
+        if words is None and not self.spec.classes:
+            raise ValueError(
+                "a CLIP alone has no classes of its own: give words, segmenter(photo, ['cat', "
+                "'sofa|couch'])"
+            )
+        own = tuple((name,) for name in self.spec.classes)
+        found = own if words is None else asked.check_words(words)
+        usual = THRESHOLD[self.spec.model.scale is not None]
+        return asked.with_background(found, background, threshold=usual)
+
+    def _look(self, image: np.ndarray) -> list[tuple[int, Any]]:
+        return sliding.photo_embedded(self._runner, image, how=self._how)
+
+    def _see(self, pixels: np.ndarray) -> _Seen:
+        """What the tower makes of a photo, kept for other words."""
+
+        def make(_: list[bytes]) -> list[_Seen]:
+            image = self.prepare(pixels)
+            return [_Seen(image, self._look(image))]
+
+        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+        (seen,) = self._photos.get([digest], make)
+        return seen
+
+    def _match(self, seen: _Seen, vectors: Words, method: str) -> dict[str, np.ndarray]:
+        height, width = seen.image.shape[:2]
+        rows = self._how.rows(self._how.window_size((height, width))[0])
+        wanted = Outputs({method: self.spec.outputs.mixtures[method]}, main=method)
+        return sliding.photo_logits(
+            self._runner, seen.embedded, vectors.text, outputs=wanted, rows=rows
+        )
+
+    def _segment(self, photo: Any, *, question: Asked, vectors: Words) -> Segmentation:
+        started, method = time.perf_counter(), self.method
+        pixels = self.read(photo)
+        seen, how = self._see(pixels), replace(self._how, threshold=question.threshold)
+        logits = self._match(seen, vectors, method)
+        height, width = pixels.shape[:2]
+        found = labelling.label_maps(logits, seen.image, vectors, how, size=(height, width))
+
+        def scores(size: tuple[int, int], numbers: Sequence[int] | None) -> np.ndarray:
+            maps = labelling.score_maps(
+                logits, seen.image, vectors, how, size=size, classes=numbers
+            )
+            return maps[method]
+
+        return Segmentation(
+            photo=pixels,
+            labels=found[method],
+            names=question.names,
+            palette=self._palette(question),
+            words=question.classes,
+            background=question.background,
+            seconds=time.perf_counter() - started,
+            made_by=self._made_by(),
+            source=os.fspath(photo) if isinstance(photo, str | os.PathLike) else "",
+            make_scores=scores,
+        )
+
+    def _palette(self, question: Asked) -> tuple[tuple[int, int, int], ...]:
+        first = 1 if question.background else 0
+        names = question.names[first:]
+        own = self.spec.palette if names == self.spec.classes else ()
+        return ((0, 0, 0),) * first + (own or classes.default_palette(len(names)))
+
+
+def check_options(dtype: Any, batch_size: Any, seen_offset: Any) -> None:
+    """Refuse options before anything is read, with one ValueError of all problems."""
+    problems = []
+    try:
+        fits = jnp.dtype(dtype) in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+    except TypeError:
+        fits = False
+    if not fits:
+        problems.append(f"dtype={dtype!r}: choose float32 or bfloat16")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        problems.append(f"batch_size={batch_size!r}: wanted a whole number, at least 1")
+    number = isinstance(seen_offset, int | float) and not isinstance(seen_offset, bool)
+    if seen_offset is not None and not (number and 0 <= seen_offset <= 1):
+        problems.append(f"seen_offset={seen_offset!r}: wanted a number in [0, 1], or None")
+    if problems:
+        raise ValueError("; ".join(problems))
