@@ -29,6 +29,7 @@ CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if 
 COMMANDS = {
     "otseg_jax": "lists the commands",
     "otseg_jax.main": "trains and evaluates",
+    "otseg_jax.predict": "segments photos by words",
     "otseg_jax.convert": "reads and writes weights of other programs, and checks them",
 }
 

@@ -116,13 +116,13 @@ def check_free(dest: str | os.PathLike[str], *, file: bool = False) -> None:
         raise FileNotFoundError(f"{path.parent} is not there: make the folder first")
 
 
-def check_writable(workdir: str | os.PathLike[str]) -> Path:
-    """The folder that a run writes to; a ValueError before the work if it cannot be written."""
-    path = local(workdir)
+def check_writable(folder: str | os.PathLike[str], *, flag: str = "--workdir") -> Path:
+    """The folder that a flag names; a ValueError before the work if it cannot be written to."""
+    path = local(folder)
     existing = next(p for p in (path, *path.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(
-            f"--workdir={workdir} cannot be written: {existing} is "
+            f"{flag}={folder} cannot be written: {existing} is "
             f"{'not writable' if existing.is_dir() else 'a file'}; choose another folder"
         )
     return path

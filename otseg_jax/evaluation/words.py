@@ -50,21 +50,30 @@ def nothing(height: int, width: int) -> Best:
 
 
 def compare(
-    best: Best, scores: Float[Array, "c h w"], class_of: Int32[Array, " c"], kept: Bool[Array, " k"]
+    best: Best,
+    scores: Float[Array, "c h w"],
+    class_of: Int32[Array, " c"],
+    kept: Bool[Array, " k"],
+    *,
+    sums: bool = True,
 ) -> Best:
     """Go on with more words, at least one of them real; of equals the first wins.
 
     Args:
         kept: whether a class may win.
+        sums: go on with `peak` and `total`, too; else they stay as they are.
     """
     real = class_of >= 0
-    every = jnp.where(real[:, None, None], scores, -jnp.inf)
     some = jnp.where((real & kept[class_of])[:, None, None], scores, -jnp.inf)
-    peak = jnp.maximum(best.peak, jnp.max(every, axis=0))
-    total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(every - peak[None]), axis=0)
     top = jnp.max(some, axis=0)
     label = jnp.where(top > best.score, class_of[jnp.argmax(some, axis=0)], best.label)
-    return Best(jnp.maximum(best.score, top), label, peak, total)
+    score = jnp.maximum(best.score, top)
+    if not sums:
+        return best._replace(score=score, label=label)
+    every = jnp.where(real[:, None, None], scores, -jnp.inf)
+    peak = jnp.maximum(best.peak, jnp.max(every, axis=0))
+    total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(every - peak[None]), axis=0)
+    return Best(score, label, peak, total)
 
 
 def probability(scores: Float[Array, "c h w"], best: Best) -> Float[Array, "c h w"]:

@@ -117,15 +117,8 @@ class OTSegConfig:
 
     @property
     def scale(self) -> float | None:
-        """Of scores before a softmax over words; None: every word is scored by itself."""
+        """Of scores before a softmax over words; None: each is scored by itself, σ(logit)."""
         return None
-
-    def activate(self, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """What logits become before windows are averaged: σ(z).
-
-        Source: OTSeg (arXiv 2403.14183), sliding.
-        """
-        return jax.nn.sigmoid(logits)
 
     def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
         """Height and width of the windows of a photo; one that is smaller is filled up with 0."""

@@ -60,13 +60,13 @@ def smooth(
 
     def step(_: Array, scores: Array) -> Array:
         # a sum, not a stack: scores of all classes sixteen times over would not fit
-        near = zip(weights[:, None], _neighbours(_edged(scores, size), dilations), strict=True)
+        near = zip(weights[:, None], _neighbours(edged(scores, size), dilations), strict=True)
         return sum((weight * other for weight, other in near), jnp.zeros_like(scores))
 
     return jax.lax.fori_loop(0, iterations, step, scores.astype(jnp.float32))
 
 
-def _edged(image: Float[Array, "c h w"], size: Int[Array, "2"] | None) -> Float[Array, "c h w"]:
+def edged(image: Float[Array, "c h w"], size: Int[Array, "2"] | None) -> Float[Array, "c h w"]:
     """The same with its true edge repeated over what only fills it up."""
     if size is None:
         return image

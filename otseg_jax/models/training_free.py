@@ -95,10 +95,6 @@ class TrainingFreeConfig:
         """What the method is scored on: its cosines; there is no MPS path to weigh."""
         return Outputs({self.method: {"cosine": 1.0}}, main=self.method)
 
-    def activate(self, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """What cosines become before windows are averaged: they stay."""
-        return logits
-
     def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
         """Height and width of the windows of a photo, no larger than it is; 0: all of it."""
         height, width = (max(min(window or side, side), patch) for side in size)
