@@ -22,7 +22,7 @@ from experiments import grid
 from otseg_jax import build, sharding
 from otseg_jax.data import transforms
 from otseg_jax.evaluation import sliding
-from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.training_free import EARLIER, METHODS, TrainingFreeConfig
 from otseg_jax.settings import Settings

@@ -1,14 +1,18 @@
 """Photos and words as people have them, and models evaluated as they were trained."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
 from flax import nnx
-from messages.predict import PHOTO, segmenter
+from messages.predict import PHOTO, alone, segmenter
+from oracles import DATA
 from PIL import Image
 
 import otseg_jax
@@ -16,7 +20,7 @@ from otseg_jax import text
 from otseg_jax.checkpoints import spec
 from otseg_jax.convert import convert
 from otseg_jax.data import decode
-from otseg_jax.evaluation import report
+from otseg_jax.evaluation import report, sliding, stitching, windows
 from otseg_jax.models.clip import TextConfig, TextTower
 from otseg_jax.training import loop
 
@@ -60,6 +64,125 @@ def test_label_maps_are_the_best_scores(shape):
     got = segmenter()(photo, names).labels
     scores = segmenter().scores(segmenter().prepare(photo), names, size=shape)
     np.testing.assert_array_equal(got, scores.argmax(0))
+
+
+def plain_probabilities(cosines, size, output, *, window, stride):
+    """Of words f32[v, H, W] from cosines of windows, by whole arrays and one window at a time."""
+    (height, width), count = size, cosines.shape[1]
+    total, weight = np.zeros((count, height, width)), np.zeros((height, width))
+    origins = windows.grid(height, width, window=window, stride=stride)
+    for (y, x), one in zip(origins, cosines, strict=True):
+        fine = jax.image.resize(one, (count, window, window), "bilinear", antialias=False)
+        total[:, y : y + window, x : x + window] += fine
+        weight[y : y + window, x : x + window] += 1
+    mean = jnp.asarray(total / weight, jnp.float32)
+    whole = jax.image.resize(mean, (count, *output), "bilinear", antialias=False)
+    return np.asarray(jax.nn.softmax(40.0 * whole, axis=0))
+
+
+def test_a_clip_alone_is_run_as_the_protocol_says():
+    photo = np.random.default_rng(3).integers(0, 256, (60, 110, 3), np.uint8)
+    words = ["red disc|red circle", "blue star", "green square"]
+    plain = ["red disc", "red circle", "blue star", "green square"]
+    image = alone().prepare(photo)
+    assert image.shape == (96, 176, 3), "half as large again as the 64 pixels of its training"
+    parts = windows.cut(image, windows.grid(96, 176, window=64, stride=32), window=64)
+    text = alone().embed(plain)
+    cosines = np.asarray(alone().model(jnp.asarray(parts), text)["cosine"])
+    chances = plain_probabilities(cosines, (96, 176), (60, 110), window=64, stride=32)
+    by_class = np.stack([chances[:2].max(0), *chances[2:]])
+    found = alone()(photo, words)
+    np.testing.assert_allclose(found.scores(), by_class, atol=2e-5)
+    np.testing.assert_array_equal(found.labels, by_class.argmax(0))
+    assert found.names == ("red disc", "blue star", "green square")
+    np.testing.assert_array_equal(found.scores("red circle"), found.scores("red disc"))
+    # what is not sure enough is background, class 0
+    least = float(np.quantile(by_class.max(0), 0.3))
+    unsure = alone()(photo, words, background=least)
+    assert unsure.names[0] == "background"
+    want = np.where(by_class.max(0) < least, 0, by_class.argmax(0) + 1)
+    assert np.mean(unsure.labels == want) > 0.999
+    # other things compete, and are class 0
+    rivals = alone()(photo, words[:1], background=["blue star", "green square"])
+    want = np.where(by_class.argmax(0) == 0, 1, 0)
+    np.testing.assert_array_equal(rivals.labels, want)
+
+
+def test_words_by_the_thousand_and_photos_of_many_pixels_go_through_in_parts(monkeypatch):
+    words = [f"thing {i}" for i in range(600)]
+    found = alone()(PHOTO, words, templates=["{}"])
+    np.testing.assert_array_equal(found.labels, found.scores().argmax(0))
+    for model in (alone(), segmenter()):
+        whole = model(PHOTO, words[:40])
+        with monkeypatch.context() as little:
+            little.setattr(stitching, "CELLS", 3 * 128 * 128)
+            parts = model(PHOTO, words[:40])
+            np.testing.assert_array_equal(parts.labels, whole.labels)
+            np.testing.assert_allclose(parts.scores(), whole.scores(), atol=1e-6)
+
+
+def test_other_words_on_a_photo_need_neither_its_tower_nor_a_compiler(monkeypatch, caplog):
+    calls = []
+    embedded = sliding.photo_embedded
+    monkeypatch.setattr(
+        sliding, "photo_embedded", lambda *a, **k: calls.append(a) or embedded(*a, **k)
+    )
+    photo = PHOTO[::-1].copy()
+    for model in (alone(), segmenter()):
+        first = model(photo, ["a cat", "a dog"])
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            again = model(photo, ["a cow", "a pig", "a hen"])
+        assert not [line for line in caplog.messages if line.startswith("Compiling")]
+        assert again.labels.shape == first.labels.shape
+    assert len(calls) == 2
+
+
+def test_a_list_gives_a_list_and_an_iterator_an_iterator(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "a.png")
+    words = ["sky", "disc"]
+    want = segmenter()(PHOTO, words).labels
+    found = segmenter()([PHOTO, tmp_path / "a.png", Image.fromarray(PHOTO)], words)
+    for one in found:
+        np.testing.assert_array_equal(one.labels, want)
+    assert [one.source for one in found] == ["", str(tmp_path / "a.png"), ""]
+    lazy = segmenter()(iter([tmp_path / "a.png", tmp_path / "none.png"]), words)
+    np.testing.assert_array_equal(next(lazy).labels, want)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        next(lazy)
+
+
+def test_a_model_says_what_it_is():
+    assert re.fullmatch(
+        r"Segmenter\(naclip, ViT-4×128/8, 0\.843 M parameters, words of your own, float32, cpu\)",
+        repr(alone()),
+    )
+    assert "otseg_plus, ViT-2×32/8" in repr(segmenter())
+    assert "20 classes" in repr(segmenter())
+    other = otseg_jax.load("shapes-clip", method="sclip", pamr=True, dtype="bfloat16")
+    assert "sclip + PAMR" in repr(other)
+    assert "bfloat16" in repr(other)
+
+
+@pytest.mark.parametrize("method", ["maskclip_original", "clearclip", "pearl"])
+def test_photos_of_any_shape_are_segmented_by_every_method(method):
+    model = otseg_jax.load("shapes-clip", method=method)
+    for shape in ((1, 1), (3, 40), (41, 7)):
+        photo = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+        found = model(photo, ["sky", "disc"])
+        assert found.labels.shape == shape
+        np.testing.assert_array_equal(found.labels, found.scores().argmax(0))
+
+
+def test_a_file_that_does_not_tell_is_completed(tmp_path):
+    lone = tmp_path / "clip.safetensors"
+    shutil.copy(DATA / "training_free_clip.safetensors", lone)
+    with pytest.raises(ValueError, match="vision_heads"):
+        otseg_jax.load(lone)
+    model = otseg_jax.load(lone, vision_heads=4, text_heads=4, activation="quick_gelu")
+    assert model.clip.vision_config.heads == 4
+    assert model.clip.vision_config.image_size == 64, "as stored"
+    with pytest.raises(ValueError, match="no tokenizer beside"):
+        model(PHOTO, ["sky"])
 
 
 def test_filling_never_wins_over_a_name_with_an_offset():

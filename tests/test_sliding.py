@@ -11,7 +11,7 @@ from oracles import numbers, reference_sinkhorn, relative_error
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import labelling, metrics, sliding, windows
-from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
 from otseg_jax.models.outputs import upsample

@@ -13,6 +13,7 @@ from oracles import DATA, numbers, relative_error
 
 from otseg_jax import sharding
 from otseg_jax.evaluation import labelling, sliding, words
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.models import clip as clip_module
 from otseg_jax.models import last_block, pearl, resclip, sc_clip
 from otseg_jax.models.pamr import pamr
@@ -167,12 +168,12 @@ def resized(x: jax.Array, size) -> jax.Array:
     return jax.image.resize(x, (len(x), *size), "bilinear", antialias=False)
 
 
-def inference(name: str) -> labelling.Inference:
+def inference(name: str) -> Inference:
     """A run of the authors' as ours."""
     options = RUNS[name]
     choices = {"scale": float(options["scale"]), "pamr": "pamr_iterations" in options}
     choices |= {"first_threshold": 0.3, "grid": options.get("grid", 80)}
-    return labelling.Inference(
+    return Inference(
         method=TrainingFreeConfig(
             method=name.split("_")[0].replace("scclip", "sc_clip"), **choices
         ),
@@ -246,7 +247,8 @@ def read(scores: np.ndarray, class_of, kept=(True,) * 5) -> words.Best:
     best = words.nothing(*scores.shape[1:])
     for first in range(0, len(scores), 2):
         part = slice(first, first + 2)
-        best = words.compare(best, scores[part], jnp.asarray(class_of[part]), jnp.asarray(kept))
+        wins = np.array(kept)[class_of[part]] & (class_of[part] >= 0)
+        best = words.compare(best, scores[part], jnp.asarray(class_of[part]), jnp.asarray(wins))
     return best
 
 

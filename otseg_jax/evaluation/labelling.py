@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from otseg_jax.evaluation import stitching, words
-from otseg_jax.evaluation.stitching import Inference, Logits, Stitched
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.stitching import Logits, Stitched
 from otseg_jax.evaluation.words import Best, Words
 
 

@@ -21,7 +21,7 @@ from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import figures, metrics, sliding
-from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.settings import Settings
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import labelling, metrics
-from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.outputs import Outputs, mix
 

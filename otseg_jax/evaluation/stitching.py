@@ -7,7 +7,7 @@ does with the scores of a whole photo: PEARL's propagation, and PAMR. The shapes
 are rounded up, so that photos share them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,55 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float
 
 from otseg_jax.evaluation import separable, windows, words
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Best, Words
 from otseg_jax.models import pamr, pearl
 from otseg_jax.models.last_block import einsum
-from otseg_jax.models.methods import MethodConfig
 from otseg_jax.models.outputs import upsample
 from otseg_jax.models.training_free import TrainingFreeConfig, average
 
 CELLS = 1 << 24  # scores at the size of the photo at a time, unless one word has more
 MOST = 64  # words at a time
+BAND = 32  # rows that are compared at a time, while their scores are in the cache
 PATCHES = 16  # what the sizes of matrices are rounded up to
 
 Logits = Float[np.ndarray, "n v gh gw"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inference:
-    """How a model is run on photos, and how its scores are read."""
-
-    method: MethodConfig
-    patch: int  # side of the tower's, pixels
-    window: int  # side, pixels; 0: a photo as a whole, where the method can
-    stride: int  # pixels between windows
-    batch_size: int  # windows predicted together
-    # a pixel is class 0 where its best score, or probability if words compete, is below
-    threshold: float | None = None
-    least_share: float = 0.0  # of the pixels that are not class 0; a class with less gets none
-
-    def origins(self, size: tuple[int, int]) -> Int32[np.ndarray, "n 2"]:
-        """Where the windows of a photo lie; errors as of `windows.grid`."""
-        window = self.window or max(size)
-        return windows.grid(*size, window=window, stride=self.stride if self.window else window)
-
-    def window_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the windows of a photo."""
-        return self.method.window_size(size, self.window, self.patch)
-
-    def cut(self, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "n s t 3"]:
-        """The windows of a normalised photo, in the order of `origins`."""
-        height, width = image.shape[:2]
-        return windows.cut(
-            image, self.origins((height, width)), window=self.window_size((height, width))
-        )
-
-    def rows(self, side: int) -> int:
-        """Patches along the height of a window."""
-        return sum(self.method.margins(side, self.patch), side) // self.patch
 
 
 class Grid(NamedTuple):
@@ -111,10 +78,14 @@ class Stitched:
     size: tuple[int, int]  # of the result
     guide: Float[Array, "m H W"] | None = None  # weights of neighbours, where PAMR refines
 
-    def parts(self) -> Iterator[Part]:
-        """The words in parts of one size, filled up."""
+    def parts(self, *, rows: int | None = None) -> Iterator[Part]:
+        """The words in parts of one size, filled up.
+
+        Args:
+            rows: at once; None: all.
+        """
         output, count = self.shapes.output, len(self.asked.class_of)
-        most = min(max(CELLS // (output[0] * output[1]), 1), MOST)
+        most = min(max(CELLS // ((rows or output[0]) * output[1]), 1), MOST)
         step = -(-count // -(-count // most))
         for first in range(0, count, step):
             part = slice(first, first + step)
@@ -137,11 +108,12 @@ class Stitched:
             sums: also what probabilities are computed from.
         """
         best = words.nothing(*self.shapes.output)
-        scale = self.scale or 1.0
-        for part in self.parts():
+        scale, band = self.scale or 1.0, BAND if self.guide is None else None
+        for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
+                wins = kept[part.class_of] & (part.class_of >= 0)
                 how = self.layout, self._end, self.guide, self.shapes
-                best = _compare(best, part, scale, kept, *how, sums=sums)
+                best = _compare(best, part, wins, scale, *how, sums=sums)
         return best
 
     @property
@@ -263,24 +235,37 @@ def _resized(image: Array, axes: Axes, end: Array) -> Float[Array, "c H W"]:
 def _scores(
     part: Part, layout: Grid | Axes, end: Array, guide: Array | None, shapes: Shapes
 ) -> Float[Array, "c H W"]:
+    rows = _make_rows(part, layout, end, shapes)
+    scores = rows(0, shapes.output[0])
+    return scores if guide is None else pamr.smooth(scores, guide, size=end)
+
+
+def _make_rows(
+    part: Part, layout: Grid | Axes, end: Array, shapes: Shapes
+) -> Callable[[int | Array, int], Float[Array, "c h W"]]:
+    """A function of the first of some rows, and of their number, to the scores of these."""
     if isinstance(layout, Axes):
-        scores = einsum("hp, cpq, wq -> chw", layout.down, part.logits, layout.across)
-        scores = scores - part.offset[:, None, None]
-        return scores if guide is None else pamr.smooth(scores, guide, size=end)
+        across = einsum("cpq, wq -> cpw", part.logits, layout.across)
+
+        def rows(top: int | Array, count: int) -> Array:
+            down = jax.lax.dynamic_slice_in_dim(layout.down, top, count)
+            return einsum("hp, cpw -> chw", down, across) - part.offset[:, None, None]
+
+        return rows
     fine = upsample(jnp.swapaxes(part.logits, 0, 1), shapes.window)
     found = jax.nn.sigmoid(fine) - part.offset[None, :, None, None]
     height, width = shapes.canvas
     canvas = windows.stitch(found, layout.origins, layout.weights, height=height, width=width)
-    height, width = shapes.output
-    return windows.resize(canvas, layout.size, end, height=height, width=width)
+    resize = partial(windows.resize, canvas, layout.size, end, width=shapes.output[1])
+    return lambda top, count: resize(height=count, top=top)
 
 
 @partial(jax.jit, static_argnames=("shapes", "sums"), donate_argnums=0)
 def _compare(
     best: Best,
     part: Part,
+    wins: Bool[Array, " c"],
     scale: float | Float[Array, ""],
-    kept: Array,
     layout: Grid | Axes,
     end: Array,
     guide: Array | None,
@@ -288,5 +273,15 @@ def _compare(
     *,
     sums: bool,
 ) -> Best:
-    scores = scale * _scores(part, layout, end, guide, shapes)
-    return words.compare(best, scores, part.class_of, kept, sums=sums)
+    if guide is not None:
+        scores = scale * _scores(part, layout, end, guide, shapes)
+        return words.compare(best, scores, part.class_of, wins, sums=sums)
+    rows = _make_rows(part, layout, end, shapes)
+
+    def band(entry: tuple[Array, Best]) -> Best:
+        scores = scale * rows(entry[0], BAND)
+        return words.compare(entry[1], scores, part.class_of, wins, sums=sums)
+
+    cut = jax.tree.map(lambda x: x.reshape(-1, BAND, x.shape[1]), best)
+    tops = jnp.arange(0, shapes.output[0], BAND, dtype=jnp.int32)
+    return jax.tree.map(lambda x: x.reshape(shapes.output), jax.lax.map(band, (tops, cut)))

@@ -53,24 +53,23 @@ def compare(
     best: Best,
     scores: Float[Array, "c h w"],
     class_of: Int32[Array, " c"],
-    kept: Bool[Array, " k"],
+    wins: Bool[Array, " c"],
     *,
     sums: bool = True,
 ) -> Best:
     """Go on with more words, at least one of them real; of equals the first wins.
 
     Args:
-        kept: whether a class may win.
+        wins: whether a word's class may win.
         sums: go on with `peak` and `total`, too; else they stay as they are.
     """
-    real = class_of >= 0
-    some = jnp.where((real & kept[class_of])[:, None, None], scores, -jnp.inf)
+    some = jnp.where(wins[:, None, None], scores, -jnp.inf)
     top = jnp.max(some, axis=0)
     label = jnp.where(top > best.score, class_of[jnp.argmax(some, axis=0)], best.label)
     score = jnp.maximum(best.score, top)
     if not sums:
         return best._replace(score=score, label=label)
-    every = jnp.where(real[:, None, None], scores, -jnp.inf)
+    every = jnp.where((class_of >= 0)[:, None, None], scores, -jnp.inf)
     peak = jnp.maximum(best.peak, jnp.max(every, axis=0))
     total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(every - peak[None]), axis=0)
     return Best(score, label, peak, total)

@@ -24,7 +24,7 @@ from otseg_jax import paths, sharding
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.data import classes, decode, transforms
 from otseg_jax.evaluation import labelling, sliding
-from otseg_jax.evaluation.labelling import Inference
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.outputs import Outputs
@@ -190,7 +190,7 @@ class Segmenter:
         if words is None and not self.spec.classes:
             raise ValueError(
                 "a CLIP alone has no classes of its own: give words, segmenter(photo, ['cat', "
-                "'sofa|couch'])"
+                "'sofa|couch']), or --words=\"cat,sofa|couch\" (otseg_jax.predict)"
             )
         own = tuple((name,) for name in self.spec.classes)
         found = own if words is None else asked.check_words(words)

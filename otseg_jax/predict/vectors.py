@@ -9,7 +9,6 @@ import numpy as np
 from otseg_jax import text
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.evaluation.words import Words
-from otseg_jax.models.training_free import average
 from otseg_jax.predict.asked import Asked
 from otseg_jax.predict.kept import Kept
 
@@ -61,7 +60,9 @@ class Vectors:
             for first in range(0, len(new), AT_ONCE):
                 vectors = self._clip.embed(new[first : first + AT_ONCE], chosen)
                 if self._averages:
-                    vectors = np.asarray(average(jnp.asarray(vectors)))[:, None]
+                    # as `training_free.average`, which would be compiled for every number of words
+                    mean = vectors.mean(axis=1, keepdims=True)
+                    vectors = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
                 found += list(vectors)
             return found
 

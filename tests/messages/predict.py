@@ -10,7 +10,7 @@ import small
 from PIL import Image
 
 import otseg_jax
-from messages import Row
+from messages import Row, typed
 from otseg_jax.build import assemble
 from otseg_jax.checkpoints import pretrained
 from otseg_jax.checkpoints.spec import Origin
@@ -89,6 +89,30 @@ def model(_: Path) -> str:
     return "shapes-clip"
 
 
+@functools.cache
+def alone() -> Segmenter:
+    """The packaged CLIP with nothing trained."""
+    return otseg_jax.load("shapes-clip")
+
+
+def background(typed: str, given, line: str) -> Row:
+    """What else competes, or limits; it is refused before the photo is read."""
+    act = lambda _: segmenter()(PHOTO, ["sky", "disc"], background=given)  # noqa: E731
+    return Row(f"background={typed}", act, line)
+
+
+def command(flags: str, line: str, *, photo: str = "none.jpg") -> Row:
+    """A command line of otseg_jax.predict."""
+    return typed(f"otseg_jax.predict {photo} {flags} --output={{folder}}/out", line)
+
+
+def many_lists(folder: Path) -> None:
+    """A word of another list is the same to the tower."""
+    segmenter().embed(["Disc"])
+    segmenter().embed(["disc", "sky"])
+    segmenter().embed(["Disc", "disc"])
+
+
 ROWS = [
     photo("'none.jpg'", lambda _: "none.jpg", r"none\.jpg: no such file"),
     photo("'~/none.jpg'", lambda _: "~/none.jpg", rf"^{Path.home()}/none\.jpg: no such file"),
@@ -117,6 +141,43 @@ ROWS = [
     words(["sky", "cat", "sky "], r"words\[2\] repeats words\[0\], 'sky'"),
     words(["sky,", "cat"], r"words\[0\] is 'sky,': give one name"),
     words(["sky\ncat"], r"words\[0\] is 'sky\\ncat': give one name"),
+    words(["sofa|couch", "couch"], r"words\[1\] repeats words\[0\], 'couch'"),
+    words(["sofa|", "cat"], r"words\[0\] is 'sofa\|': give words of one class as 'sofa\|couch'"),
+    words({"sofa": 1, 2: 3}, r"words\[1\] is 2, wanted text"),
+    Row("words that were asked before", many_lists, r"is the same tokens as 'Disc'", refused=False),
+    Row("no words for a CLIP", lambda _: alone()(PHOTO), r"CLIP alone has no classes.*--words="),
+    Row(
+        "templates=['photo']",
+        lambda _: alone()(PHOTO, ["sky"], templates=["photo"]),
+        r"templates\[0\] 'photo' must hold '{}' once",
+    ),
+    Row(
+        "templates='a {}'",
+        lambda _: alone()(PHOTO, ["sky"], templates="a {}"),
+        r"give a list, \['a photo of a {}\.'\]",
+    ),
+    background("'sky'", "sky", r"background='sky': wanted 'words' .*, a list of such words"),
+    background("True", True, r"background=True: wanted"),
+    background("1.5", 1.5, r"background=1\.5: wanted a least score of 0 to 1"),
+    background("['sky', '']", ["wall", ""], r"background: words\[1\] is blank"),
+    Row(
+        "background twice",
+        lambda _: alone()(PHOTO, ["background", "sky"], background="words"),
+        r"words hold 'background', and background='words' adds it",
+    ),
+    command("", r"wanted a photo, a folder, a pattern or - for a list", photo=""),
+    command("--words=a --config=configs/shapes.py", r"a model tells how it is run, --model="),
+    command("--words=a --words_of=b", r"there is no flag --words_of"),
+    command("--words=a, --model=shapes-clip", r"words\[1\] is blank"),
+    command("--model=shapes-clip", r"CLIP alone has no classes of its own"),
+    command("--words=a --model=shapes-clip --background=sky", r"background='sky': wanted"),
+    command("--words=a --model=nowhere", r"'nowhere' is no folder"),
+    command("--words=a", r"\*\.gif matches no file", photo='"*.gif"'),
+    command("--words=a", r"configs holds no photo \(\.bmp", photo="configs"),
+    typed(
+        "otseg_jax.predict none.jpg --words=a --output=README.md/out",
+        r"--output=README\.md/out can",
+    ),
     words(["red " * 90 + "x", "cat"], r"2 of 4 texts are longer than the 77", refused=False),
     words(["a " * 90 + "x", "a " * 90 + "y"], r"1 of 2 class names .*get no pixel", refused=False),
     words(["Disc", "disc"], r"'disc' is the same tokens as 'Disc'", refused=False),
