@@ -73,7 +73,9 @@ def score_maps(
     found = {}
     for name, parts in logits.items():
         whole = stitching.of(parts, image, asked, how, size=size)
-        scores = np.full((len(rows), *size), -np.inf if scale is None else 0.0, np.float32)
+        scores = np.zeros((len(rows), *size), np.float32)
+        if scale is None:  # scores less an offset may be below 0
+            scores[np.isin(chosen, asked.class_of)] = -np.inf
         every = np.ones(asked.classes, bool)
         first = None if scale is None else whole.best(every, sums=True)
         kept = _kept(whole, first, how) if first and how.least_share else every

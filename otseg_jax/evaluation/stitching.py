@@ -7,7 +7,7 @@ does with the scores of a whole photo: PEARL's propagation, and PAMR. The shapes
 are rounded up, so that photos share them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from otseg_jax.models.training_free import TrainingFreeConfig, average
 
 CELLS = 1 << 24  # scores at the size of the photo at a time, unless one word has more
 MOST = 64  # words at a time
-BAND = 32  # rows that are compared at a time, while their scores are in the cache
+BAND = windows.BUCKET  # rows that words are compared on, one after the other, in the cache
 PATCHES = 16  # what the sizes of matrices are rounded up to
 
 Logits = Float[np.ndarray, "n v gh gw"]
@@ -82,7 +82,7 @@ class Stitched:
         """The words in parts of one size, filled up.
 
         Args:
-            rows: at once; None: all.
+            rows: for which their scores are there together; None: all.
         """
         output, count = self.shapes.output, len(self.asked.class_of)
         most = min(max(CELLS // ((rows or output[0]) * output[1]), 1), MOST)
@@ -99,7 +99,7 @@ class Stitched:
 
     def scores(self, part: Part) -> Float[Array, "c H W"]:
         """Scores of some words, not scaled; what lies past the true size means nothing."""
-        return _scores(part, self.layout, self._end, self.guide, self.shapes)
+        return _scores(part, self.layout, np.array(self.size, np.int32), self.guide, self.shapes)
 
     def best(self, kept: Bool[np.ndarray, " k"], *, sums: bool) -> Best:
         """The best word of every pixel, of a class that is kept.
@@ -112,13 +112,9 @@ class Stitched:
         for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
                 wins = kept[part.class_of] & (part.class_of >= 0)
-                how = self.layout, self._end, self.guide, self.shapes
+                how = self.layout, np.array(self.size, np.int32), self.guide, self.shapes
                 best = _compare(best, part, wins, scale, *how, sums=sums)
         return best
-
-    @property
-    def _end(self) -> np.ndarray:
-        return np.array(self.size, np.int32)
 
     def propagated(self, photo: Float[np.ndarray, "3 H W"], grid: int) -> "Stitched":
         """As PEARL carries scores on, on a grid: one window, as large as the photo."""
@@ -235,29 +231,37 @@ def _resized(image: Array, axes: Axes, end: Array) -> Float[Array, "c H W"]:
 def _scores(
     part: Part, layout: Grid | Axes, end: Array, guide: Array | None, shapes: Shapes
 ) -> Float[Array, "c H W"]:
-    rows = _make_rows(part, layout, end, shapes)
-    scores = rows(0, shapes.output[0])
+    rows = partial(_rows, layout=layout, end=end, top=0, shape=shapes.output)
+    scores = jax.lax.map(rows, _half(part, layout, shapes))
     return scores if guide is None else pamr.smooth(scores, guide, size=end)
 
 
-def _make_rows(
-    part: Part, layout: Grid | Axes, end: Array, shapes: Shapes
-) -> Callable[[int | Array, int], Float[Array, "c h W"]]:
-    """A function of the first of some rows, and of their number, to the scores of these."""
+def _half(part: Part, layout: Grid | Axes, shapes: Shapes) -> Float[Array, "c h w"]:
+    """Scores half-way: of all windows on a canvas, or at the result's width."""
+    offset = part.offset[:, None, None]
     if isinstance(layout, Axes):
-        across = einsum("cpq, wq -> cpw", part.logits, layout.across)
-
-        def rows(top: int | Array, count: int) -> Array:
-            down = jax.lax.dynamic_slice_in_dim(layout.down, top, count)
-            return einsum("hp, cpw -> chw", down, across) - part.offset[:, None, None]
-
-        return rows
+        # every row of `down` sums to 1
+        return einsum("cpq, wq -> cpw", part.logits, layout.across) - offset
     fine = upsample(jnp.swapaxes(part.logits, 0, 1), shapes.window)
-    found = jax.nn.sigmoid(fine) - part.offset[None, :, None, None]
     height, width = shapes.canvas
-    canvas = windows.stitch(found, layout.origins, layout.weights, height=height, width=width)
-    resize = partial(windows.resize, canvas, layout.size, end, width=shapes.output[1])
-    return lambda top, count: resize(height=count, top=top)
+    found = jax.nn.sigmoid(fine) - offset[None]
+    return windows.stitch(found, layout.origins, layout.weights, height=height, width=width)
+
+
+def _rows(
+    half: Float[Array, "h w"],
+    *,
+    layout: Grid | Axes,
+    end: Array,
+    top: int | Array,
+    shape: tuple[int, int],
+) -> Float[Array, "H W"]:
+    """Scores of one word, some rows of the result from `top` on."""
+    height, width = shape
+    if isinstance(layout, Axes):
+        down = jax.lax.dynamic_slice_in_dim(layout.down, top, height)
+        return einsum("hp, pw -> hw", down, half)
+    return windows.resize(half[None], layout.size, end, height=height, width=width, top=top)[0]
 
 
 @partial(jax.jit, static_argnames=("shapes", "sums"), donate_argnums=0)
@@ -273,15 +277,22 @@ def _compare(
     *,
     sums: bool,
 ) -> Best:
-    if guide is not None:
-        scores = scale * _scores(part, layout, end, guide, shapes)
-        return words.compare(best, scores, part.class_of, wins, sums=sums)
-    rows = _make_rows(part, layout, end, shapes)
+    height, width = shapes.output
+    if guide is None:
+        half, rows = _half(part, layout, shapes), BAND
+    else:
+        half, rows = _scores(part, layout, end, guide, shapes), height
 
     def band(entry: tuple[Array, Best]) -> Best:
-        scores = scale * rows(entry[0], BAND)
-        return words.compare(entry[1], scores, part.class_of, wins, sums=sums)
+        def word(best: Best, item: tuple[Array, Array, Array]) -> tuple[Best, None]:
+            scores, label, may_win = item
+            if guide is None:
+                shape = rows, width
+                scores = _rows(scores, layout=layout, end=end, top=entry[0], shape=shape)
+            return words.compare(best, scale * scores, label, may_win, sums=sums), None
 
-    cut = jax.tree.map(lambda x: x.reshape(-1, BAND, x.shape[1]), best)
-    tops = jnp.arange(0, shapes.output[0], BAND, dtype=jnp.int32)
-    return jax.tree.map(lambda x: x.reshape(shapes.output), jax.lax.map(band, (tops, cut)))
+        return jax.lax.scan(word, entry[1], (half, part.class_of, wins))[0]
+
+    cut = jax.tree.map(lambda x: x.reshape(-1, rows, width), best)
+    tops = jnp.arange(0, height, rows, dtype=jnp.int32)
+    return jax.tree.map(lambda x: x.reshape(height, width), jax.lax.map(band, (tops, cut)))

@@ -51,28 +51,29 @@ def nothing(height: int, width: int) -> Best:
 
 def compare(
     best: Best,
-    scores: Float[Array, "c h w"],
-    class_of: Int32[Array, " c"],
-    wins: Bool[Array, " c"],
+    scores: Float[Array, "h w"],
+    label: Int32[Array, ""],
+    wins: Bool[Array, ""],
     *,
     sums: bool = True,
 ) -> Best:
-    """Go on with more words, at least one of them real; of equals the first wins.
+    """Go on with one more word; of equals the first wins.
 
     Args:
-        wins: whether a word's class may win.
+        label: its class; what is below 0 only fills up.
+        wins: whether its class may win.
         sums: go on with `peak` and `total`, too; else they stay as they are.
     """
-    some = jnp.where(wins[:, None, None], scores, -jnp.inf)
-    top = jnp.max(some, axis=0)
-    label = jnp.where(top > best.score, class_of[jnp.argmax(some, axis=0)], best.label)
-    score = jnp.maximum(best.score, top)
+    better = wins & (scores > best.score)
+    score, found = jnp.where(better, scores, best.score), jnp.where(better, label, best.label)
     if not sums:
-        return best._replace(score=score, label=label)
-    every = jnp.where((class_of >= 0)[:, None, None], scores, -jnp.inf)
-    peak = jnp.maximum(best.peak, jnp.max(every, axis=0))
-    total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(every - peak[None]), axis=0)
-    return Best(score, label, peak, total)
+        return best._replace(score=score, label=found)
+    higher = scores - best.peak
+    small = jnp.exp(-jnp.abs(higher))  # one of the two exponentials is 1
+    total = jnp.where(higher > 0, best.total * small + 1, best.total + small)
+    real = label >= 0
+    peak = jnp.where(real, jnp.maximum(best.peak, scores), best.peak)
+    return Best(score, found, peak, jnp.where(real, total, best.total))
 
 
 def probability(scores: Float[Array, "c h w"], best: Best) -> Float[Array, "c h w"]:
