@@ -281,8 +281,8 @@ def build(
     """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen."""
 
     def make() -> OTSeg:
-        vision, dtype, rngs = loaded.vision_config, jnp.dtype(options.dtype), nnx.Rngs(options.seed)
-        return options.model.build(vision, transport=transport, dtype=dtype, rngs=rngs)
+        vision, rngs = loaded.vision_config, nnx.Rngs(options.seed)
+        return options.model.build(vision, transport=transport, dtype=options.dtype, rngs=rngs)
 
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     trainable, frozen = states

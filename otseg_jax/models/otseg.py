@@ -33,6 +33,7 @@ from otseg_jax.models.decoder import (
     normalize,
     torch_linear,
 )
+from otseg_jax.models.linear import narrow
 from otseg_jax.models.outputs import Outputs
 
 SINKHORNS = ("implicit", "unrolled")
@@ -169,7 +170,7 @@ class OTSeg(nnx.Module):
     Args:
         vision: sizes of the CLIP tower.
         transport: solver of transport plans; None: the one that `config` asks for.
-        dtype: of the Linear layers' products.
+        dtype: of products, as in `linear`.
 
     Raises:
         ValueError: sizes that do not fit together, named by their config field.
@@ -189,6 +190,7 @@ class OTSeg(nnx.Module):
         self.patch_size = vision.patch_size
         self.transport = config.transport if transport is None else transport
         self.vision = VisionTower(vision, dtype=dtype, remat=config.remat, rngs=rngs)
+        narrow(self.vision)
         self.prompts = VisualPrompts(vision, config, rngs=rngs)
         self.q_proj = torch_linear(2 * vision.embed_dim, vision.embed_dim, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(
