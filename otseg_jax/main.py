@@ -18,7 +18,7 @@ import sys
 import jax
 from absl import flags
 
-from otseg_jax import build, cli
+from otseg_jax import build, cli, compile_cache
 from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
@@ -49,7 +49,13 @@ def main(argv: list[str]) -> None:
         if jax.process_index():
             cli.say_nothing()
     work = {"train": loop.train, "eval": report.evaluate}[MODE.value]
-    cli.run(lambda: work(build.settings_of(config), str(WORKDIR.value)))
+
+    def start() -> None:
+        options = build.settings_of(config)
+        compile_cache.keep(options.compile_cache)
+        work(options, str(WORKDIR.value))
+
+    cli.run(start)
 
 
 if __name__ == "__main__":

@@ -171,6 +171,7 @@ class Settings:
     regime: Literal[regimes.NAMES]  # type: ignore[valid-type]
     seed: Annotated[int, within(0, 2**32 - 1)]
     dtype: Literal["float32", "tensorfloat32", "bfloat16"]
+    compile_cache: LocalPlace
     init_from: Place
     init_step: Count
     mesh: Mesh

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "otseg_jax"
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
     {"ot", "cli", "paths", "sharding"},
-    {"data", "fields"},
+    {"data", "fields", "compile_cache"},
     {"models"},
     {"settings"},
     {"text"},

@@ -25,6 +25,7 @@ LOGGER = logging.getLogger(__name__)
 # Settings that do not change what is learned: a run may be resumed with other values. Of the files
 # CLIP and of `text.embeddings` the content counts: their fingerprints are compared instead.
 FREE = (
+    "compile_cache",
     "mesh.",
     "eval.",
     "clip.source",

@@ -51,8 +51,8 @@ def precision(dtype: DTypeLike) -> str | None:
 def narrow(module: nnx.Module) -> None:
     """Store kernels as their products take them, once: for weights that never learn."""
     for _, layer in nnx.iter_modules(module):
-        if hasattr(layer, "kernel"):
-            layer.kernel = nnx.Param(layer.kernel[...].astype(storage(layer.dtype)))
+        if isinstance(layer, nnx.Linear | nnx.Conv):
+            layer.kernel = nnx.Param(layer.kernel[...].astype(storage(layer.dtype or jnp.float32)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
