@@ -7,10 +7,12 @@ each of its fields is a flag. Those of the repository come with an installed pac
 
 import ast
 import difflib
+import dis
 import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -255,8 +257,10 @@ def run(work: Callable[[], None]) -> None:
     """Do the work; leave the process with a message where our own code refused.
 
     What our own code raises is an answer to whoever typed the command; what a library raises is a
-    fault of ours, and keeps its traceback. After a request to stop the status is 130.
+    fault of ours, and keeps its traceback. After a request to stop, Ctrl-C or SIGTERM, the status
+    is 130, and what was being written is whole or absent.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work()
     except (ValueError, OSError) as error:
@@ -264,11 +268,22 @@ def run(work: Callable[[], None]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped: the same command begins again", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error itself, rather than a library that it called."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return PACKAGE in Path(raised_in).resolve().parents
+    """Whether a `raise` of this package made an error, rather than something that it called.
+
+    Where the traceback ends in our code is not enough: JAX takes its own frames out of it, and
+    what is written in C has none.
+    """
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and PACKAGE in Path(code.co_filename).resolve().parents
