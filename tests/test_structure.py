@@ -11,7 +11,7 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
-    {"ot", "cli", "paths", "sharding"},
+    {"ot", "cli", "paths", "processes", "sharding"},
     {"data", "fields"},
     {"models"},
     {"settings"},

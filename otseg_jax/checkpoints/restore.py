@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from otseg_jax import paths
+from otseg_jax import paths, processes
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.failure import Deleted
 from otseg_jax.checkpoints.run import Checkpoints
@@ -28,6 +28,7 @@ class Trained(NamedTuple):
     restore: Callable[[Any], Any]  # trainable state → it with these weights, on its devices
 
 
+@processes.together
 def find(place: str | Path, wanted: str = "latest") -> Trained:
     """Find trained weights.
 

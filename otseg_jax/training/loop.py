@@ -18,7 +18,7 @@ import optax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from otseg_jax import build, sharding
+from otseg_jax import build, processes, sharding
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
@@ -90,6 +90,7 @@ def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> 
     return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
 
 
+@processes.together
 def _initial_state(
     experiment: Experiment,
     workdir: Path,
