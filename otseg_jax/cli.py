@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import re
-import signal
 import sys
 import traceback
 import types
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
+
+from otseg_jax import interrupt
 
 PACKAGE = Path(__file__).parent
 # an installed package has them inside, the repository beside the package
@@ -37,9 +38,11 @@ COMMANDS = {
 
 def check_command(module: str) -> None:
     """Leave the process with the list of commands where `python -m module` is none of them."""
-    ours = module.partition(".")[0] == "otseg_jax"  # another program may import this package
-    if ours and module.removesuffix(".__main__") not in COMMANDS:
+    if module.partition(".")[0] != "otseg_jax":
+        return  # another program imports this package
+    if module.removesuffix(".__main__") not in COMMANDS:
         sys.exit(f"error: {module} is no command; there are {command_list()}")
+    interrupt.end_at_once()
 
 
 def command_list() -> str:
@@ -260,18 +263,16 @@ def run(work: Callable[[], None]) -> None:
     fault of ours, and keeps its traceback. After a request to stop, Ctrl-C or SIGTERM, the status
     is 130, and what was being written is whole or absent.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        work()
+        with interrupt.raised():
+            work()
     except (ValueError, OSError) as error:
         if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped: the same command begins again", file=sys.stderr)
+        print(stop, file=sys.stderr)
         sys.exit(130)
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def is_ours(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ What one of them cannot do, none can: the others would wait for it in the next e
 """
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -11,6 +12,8 @@ from typing import ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from otseg_jax.interrupt import StopOnSignal
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -25,6 +28,8 @@ def start() -> None:
             f"--multihost: no other process was found ({str(error).splitlines()[0].rstrip('.')}); "
             "it is for TPU pods, SLURM and Open MPI: leave it out on one machine"
         ) from error
+    # JAX has made SIGTERM a notice for those who ask for it; it is to end the process as before
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -52,3 +57,12 @@ def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
         return result
 
     return agreed
+
+
+def any_asked(stop: StopOnSignal, number: int, *, every: int = 8) -> bool:
+    """Whether to stop at a step or photo; several processes agree, at multiples of `every`."""
+    if jax.process_count() == 1:
+        return stop.asked
+    if number % every:
+        return False
+    return bool(np.any(multihost_utils.process_allgather(np.array(stop.asked))))

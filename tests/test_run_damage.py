@@ -242,7 +242,7 @@ def test_a_step_deleted_before_it_is_restored_gives_way_to_the_next(run, wanted,
 def test_a_named_step_that_was_deleted_is_told(run):
     found = restore.find(run, "1")
     save(run, 2)
-    with pytest.raises(ValueError, match=r"step 1 of .* was deleted .*now there: step 2\);") as told:
+    with pytest.raises(ValueError, match=r"step 1 of .* was deleted .*: step 2\);") as told:
         found.restore(state(0))
     assert is_ours(told.value)
 
@@ -258,4 +258,3 @@ def test_a_step_deleted_while_it_is_read_gives_way_to_the_next(run):
     assert restore.read(run, "latest", work) == (3, [3, 3, 3])
     with pytest.raises(ValueError, match=r"step 3 of .* was deleted .*now there: step 4\);"):
         restore.read(run, "3", lambda *read: (save(run, 4), read[0].read_text(3)))
-

@@ -182,7 +182,7 @@ def unable(request, monkeypatch):
 
 
 def refused(workdir):
-    with pytest.raises(ValueError, match="--workdir=.* is in use by ") as told:
+    with pytest.raises(ValueError, match=r"--workdir=.* is in use by ") as told:
         lock.hold(workdir).__enter__()
     return str(told.value)
 
@@ -236,7 +236,8 @@ def test_where_no_files_are_locked_a_killed_process_of_this_machine_holds_nothin
         assert f"was in use by process {killed.pid} on" in caplog.text
     # of another machine it is not known: the message says what to do, and that works
     (tmp_path / lock.OWNER).write_text(ELSEWHERE)
-    assert "process 1 on another since" in (said := refused(tmp_path))
+    said = refused(tmp_path)
+    assert "process 1 on another since" in said
     Path(re.search(r"remove (\S+) if", said)[1]).unlink()
     with lock.hold(tmp_path):
         pass

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
+    {"interrupt"},
     {"ot", "cli", "paths", "processes", "sharding"},
     {"data", "fields"},
     {"models"},

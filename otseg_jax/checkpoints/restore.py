@@ -65,7 +65,7 @@ def read(
 
     Args:
         place: workdir.
-        wanted: as of `find`; if it is latest or best, another step takes the place of a deleted one.
+        wanted: as of `find`; latest and best are chosen again where the step was deleted.
         work: reads what is wanted of a step.
         chosen: the step that was chosen before; None: choose one.
 

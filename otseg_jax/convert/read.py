@@ -57,6 +57,7 @@ def load(
 
 def _run(path: Path, hints: Hints) -> Model:
     """The trained weights of a run's step, and the CLIP around them."""
+
     def work(checkpoints: Checkpoints, step: int, record: Record) -> Model:
         return _step(checkpoints, step, record, path, hints)
 
