@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import paths, settings, sharding, text
+from otseg_jax import paths, processes, settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
@@ -57,6 +57,7 @@ class Experiment:
         return Record(self.spec, self.settings)
 
 
+@processes.together
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
     """The plain settings that a configuration (`configs/common.py`) asks for; `settings.check`."""
     options = settings.check(config.to_dict())
@@ -65,6 +66,7 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
     return options
 
 
+@processes.together
 def open_split(options: Settings, split: str) -> Split:
     """Index one split, "train" or "val", of the data set; errors as of `folders.index`."""
     data = options.data
@@ -82,6 +84,7 @@ def open_split(options: Settings, split: str) -> Split:
     )
 
 
+@processes.together
 def check_labels(options: Settings, *, train: Split | None, val: Split) -> None:
     """Look at some masks before the work, and tell once what looks like a mistake.
 
@@ -234,6 +237,7 @@ def embed(
     )
 
 
+@processes.together
 def assemble(
     options: Settings,
     vocabulary: classes.Vocabulary,

@@ -4,11 +4,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -150,3 +153,33 @@ def test_a_program_of_another_package_runs(tmp_path):
         text=True,
     )
     assert (ran.returncode, ran.stdout) == (0, "runs\n"), ran.stderr
+
+
+RAISES = {
+    "raise ValueError('ours')": True,
+    "def make(): raise FileNotFoundError('ours')\njax.jit(make)()": True,
+    "jnp.broadcast_to(jnp.ones(2), 3)": False,
+    "jax.jit(lambda: jnp.broadcast_to(jnp.ones(2), 3))()": False,
+    "np.ones(4).reshape(3)": False,
+    "int('x')": False,
+    "open('/no/such/file')": False,
+}
+
+
+@pytest.mark.parametrize("code", RAISES)
+def test_only_what_this_package_raises_is_one_line(code):
+    """JAX takes its frames out of a traceback, and C has none: both end in our own code."""
+    program = compile(code, cli.PACKAGE / "sample.py", "exec")
+    names = {"jax": jax, "jnp": jax.numpy, "np": np}
+    with pytest.raises(SystemExit if RAISES[code] else (ValueError, OSError)):
+        cli.run(lambda: exec(program, names))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_is_one_line_and_130(number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: [os.kill(os.getpid(), number), time.sleep(60)])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped: the same command begins again\n"
+    assert signal.getsignal(number) == before

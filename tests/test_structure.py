@@ -11,7 +11,8 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
-    {"ot", "cli", "paths", "sharding"},
+    {"interrupt"},
+    {"ot", "cli", "paths", "processes", "sharding"},
     {"data", "fields", "compile_cache"},
     {"models"},
     {"settings"},

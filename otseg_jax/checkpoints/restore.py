@@ -1,18 +1,23 @@
 """Trained weights by name, wherever they are: a step of a run, or a model directory."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from otseg_jax import paths
+from otseg_jax import paths, processes
 from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax.checkpoints.failure import Deleted
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
 from otseg_jax.weights import names, source
 
 CHECKPOINTS = "checkpoints"  # folder of a run
+LOGGER = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Trained(NamedTuple):
@@ -23,6 +28,7 @@ class Trained(NamedTuple):
     restore: Callable[[Any], Any]  # trainable state → it with these weights, on its devices
 
 
+@processes.together
 def find(place: str | Path, wanted: str = "latest") -> Trained:
     """Find trained weights.
 
@@ -37,15 +43,47 @@ def find(place: str | Path, wanted: str = "latest") -> Trained:
         found = pretrained.read(place)
         model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
         return Trained(model.spec, str(place), lambda state: _assigned(state, model, str(place)))
-    folder = paths.resolve(place) / CHECKPOINTS
-    with Checkpoints(folder) as checkpoints:
-        step, record = choose(checkpoints, wanted, place)
+    step, record = read(place, wanted, lambda _, step, record: (step, record))
 
     def restore(state: Any) -> Any:
-        with Checkpoints(folder) as checkpoints:
+        def weights(checkpoints: Checkpoints, step: int, record: Record) -> Any:
             return checkpoints.restore(step, {"trainable": state})["trainable"]
 
+        return read(place, wanted, weights, chosen=step)
+
     return Trained(record.spec, f"{place}, step {step}", restore)
+
+
+def read(
+    place: str | Path,
+    wanted: str,
+    work: Callable[[Checkpoints, int, Record], Result],
+    *,
+    chosen: int | None = None,
+) -> Result:
+    """Read a step of a run, while a training may go on there that deletes what it keeps no longer.
+
+    Args:
+        place: workdir.
+        wanted: as of `find`; latest and best are chosen again where the step was deleted.
+        work: reads what is wanted of a step.
+        chosen: the step that was chosen before; None: choose one.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `find`, and what `work` raises.
+    """
+    while True:
+        with Checkpoints(paths.resolve(place) / CHECKPOINTS) as checkpoints:
+            try:
+                if chosen is not None and chosen not in (steps := checkpoints.steps()):
+                    raise Deleted(checkpoints.directory, chosen, steps)
+                step, record = choose(checkpoints, str(chosen or wanted), place)
+                return work(checkpoints, step, record)
+            except Deleted as deleted:
+                if wanted not in ("latest", "best"):
+                    raise
+                LOGGER.info("%s: choosing %s again", deleted, wanted)
+                chosen = None
 
 
 def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[int, Record]:

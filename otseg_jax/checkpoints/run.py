@@ -23,7 +23,7 @@ from jaxtyping import Float32
 
 from otseg_jax import paths
 from otseg_jax.checkpoints import manifest
-from otseg_jax.checkpoints.failure import SaveError, listing, reason, remove_unfinished
+from otseg_jax.checkpoints.failure import Deleted, SaveError, listing, reason, remove_unfinished
 from otseg_jax.checkpoints.retention import Retention
 from otseg_jax.weights import names
 
@@ -78,6 +78,8 @@ class Checkpoints:
         for step in self._manager.all_steps():
             try:
                 self._retention.judge(step, self._metrics(step))
+            except Deleted:
+                pass  # by a training that goes on here
             except ValueError as error:
                 self._retention.keep(step)
                 LOGGER.warning("%s; it is kept, and cannot be the best", error)
@@ -250,13 +252,15 @@ class Checkpoints:
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
         self._check_present(step)
-        cause = None
-        problems = manifest.damage(self._manager.directory / str(step), item)
-        if not problems:
-            try:
+        cause, folder = None, self._manager.directory / str(step)
+        try:
+            if not (problems := manifest.damage(folder, item)):
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-            except Exception as error:  # tensorstore has no type for damage
-                problems, cause = [reason(error)], error
+        except Exception as error:  # tensorstore has no type for damage
+            problems, cause = [reason(error)], error
+        if manifest.is_deleted(folder):
+            self._manager.reload()
+            raise Deleted(self.directory, step, self.steps())
         others = listing({*self.steps()} - {step})
         raise ValueError(
             f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "

@@ -14,7 +14,7 @@ from otseg_jax.checkpoints import pretrained, restore
 from otseg_jax.checkpoints.manifest import NAME as LISTING
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.run import Checkpoints
-from otseg_jax.checkpoints.spec import Origin
+from otseg_jax.checkpoints.spec import Origin, Record
 from otseg_jax.convert import published
 from otseg_jax.convert.hints import Hints
 from otseg_jax.models.otseg import TRAINABLE
@@ -57,28 +57,32 @@ def load(
 
 def _run(path: Path, hints: Hints) -> Model:
     """The trained weights of a run's step, and the CLIP around them."""
-    with Checkpoints(path / restore.CHECKPOINTS) as checkpoints:
-        step, record = restore.choose(checkpoints, hints.checkpoint, path)
-        options = replace(record.settings, init_from="")
-        place = replace(
-            options.clip,
-            source=hints.clip or options.clip.source,
-            tokenizer=hints.tokenizer or options.clip.tokenizer,
+
+    def work(checkpoints: Checkpoints, step: int, record: Record) -> Model:
+        return _step(checkpoints, step, record, path, hints)
+
+    return restore.read(path, hints.checkpoint, work)
+
+
+def _step(checkpoints: Checkpoints, step: int, record: Record, path: Path, hints: Hints) -> Model:
+    options = replace(record.settings, init_from="")
+    place = replace(
+        options.clip,
+        source=hints.clip or options.clip.source,
+        tokenizer=hints.tokenizer or options.clip.tokenizer,
+    )
+    options = replace(options, clip=place)
+    clip = build.open_clip(options).clip
+    if clip.fingerprint != record.spec.clip_fingerprint:
+        raise ValueError(
+            f"{path} was trained with another CLIP than the one now at "
+            f"{options.clip.source}: give it with --clip=SOURCE"
         )
-        options = replace(options, clip=place)
-        clip = build.open_clip(options).clip
-        if clip.fingerprint != record.spec.clip_fingerprint:
-            raise ValueError(
-                f"{path} was trained with another CLIP than the one now at "
-                f"{options.clip.source}: give it with --clip=SOURCE"
-            )
-        abstract = nnx.eval_shape(
-            lambda: record.spec.model.build(clip.vision_config, rngs=nnx.Rngs(0))
-        )
-        state = {"trainable": nnx.state(abstract, TRAINABLE)}
-        weights = checkpoints.restore(step, state)["trainable"]
-        embeddings = checkpoints.read_text(step)
-        listing = (Path(checkpoints.directory) / str(step) / LISTING).read_bytes()
+    abstract = nnx.eval_shape(lambda: record.spec.model.build(clip.vision_config, rngs=nnx.Rngs(0)))
+    state = {"trainable": nnx.state(abstract, TRAINABLE)}
+    weights = checkpoints.restore(step, state)["trainable"]
+    embeddings = checkpoints.read_text(step)
+    listing = (Path(checkpoints.directory) / str(step) / LISTING).read_bytes()
     if options.text.embeddings:  # other words than the tower's: it would embed new ones apart
         clip = replace(clip, text_config=None, text={})
     return Model(

@@ -21,6 +21,8 @@ from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import figures, metrics, sliding
+from otseg_jax.interrupt import StopOnSignal
+from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -38,6 +40,7 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
+        KeyboardInterrupt: the user or the system asked to stop; no results were written.
     """
     with lock.hold(workdir) as held:
         _evaluate(options, held)
@@ -54,7 +57,23 @@ def _evaluate(options: Settings, workdir: Path) -> None:
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
     LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
-    report(experiment, source, weights, workdir, trained=found.spec)
+    with StopOnSignal() as stop:
+
+        def before_photo(number: int) -> None:
+            if any_asked(stop, number):
+                raise KeyboardInterrupt(
+                    f"stopped before photo {number + 1}, without results: the same command begins "
+                    "again"
+                )
+
+        report(
+            experiment,
+            source,
+            weights,
+            workdir,
+            trained=found.spec,
+            before_photo=before_photo,
+        )
 
 
 def report(

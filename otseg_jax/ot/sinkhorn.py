@@ -67,8 +67,9 @@ def sinkhorn(
         prompt_weights: b, likewise. Where no pixel or no prompt is left, the plan is 0.
         on_error: what to do about a problem that was given up on after 200 steps, or whose
             similarities are no cosines. "warn": such a plan is returned as it is, its columns not
-            met, with a RuntimeWarning; no cosines are a ValueError. "raise": a ValueError for both,
-            and for NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
+            met, with a RuntimeWarning; so are those of similarities above 1 and 30·epsilon, and
+            above 200·epsilon they are a ValueError. "raise": a ValueError for all of these, and for
+            NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
             is also what "warn" does under jit, vmap and grad, where there are no values to look at
             (and "raise" is refused). To look costs a wait for the result.
 
@@ -78,8 +79,8 @@ def sinkhorn(
 
     Raises:
         ValueError: arguments that are no numbers, do not fit or are out of range; see `on_error`.
-        TypeError: forward-mode differentiation of a converged plan (from JAX); use reverse mode,
-            which may be repeated, or a fixed number of iterations.
+        TypeError: forward-mode differentiation of a converged plan; use reverse mode, which may be
+            repeated, or a fixed number of iterations. (In JAX's words where a jit is around it.)
 
     Differs:
         The reference runs up to 100 updates, stops the whole batch together when its mean update
@@ -225,7 +226,17 @@ def _answer(function, problem: Problem, iterations, tolerance, on_error):
     if isinstance(epsilon, jax.Array):
         # The plan depends on S/ε alone. Scaled to a constant ε, it is differentiated through S.
         similarity, epsilon = _over(similarity, epsilon) * ANY_EPSILON, ANY_EPSILON
-    found = function(similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
+    try:
+        found = function(
+            similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance
+        )
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "a converged plan has no forward-mode derivative (jvp, jacfwd, hessian): take grad, "
+            "vjp or jacrev, which may be repeated (jacrev(jacrev(f))), or iterations=100"
+        ) from None
     result, steps = found[0], found[-1]
     gave_up = jnp.zeros_like(steps, bool)
     if iterations is None and on_error != "ignore":

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from otseg_jax import build, sharding
@@ -26,10 +25,11 @@ from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import report
+from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models.decoder import Transport
+from otseg_jax.processes import any_asked, together
 from otseg_jax.settings import Settings
 from otseg_jax.training import optim
-from otseg_jax.training.interrupt import StopOnSignal
 from otseg_jax.training.log import Log
 from otseg_jax.training.step import State, Step, make_train_step
 from otseg_jax.weights import source as weights_source
@@ -90,6 +90,7 @@ def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> 
     return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
 
 
+@together
 def _initial_state(
     experiment: Experiment,
     workdir: Path,
@@ -190,16 +191,8 @@ class _Run:
                     speed = images / (time.perf_counter() - began) if images else None
                     progress.set_postfix(self._tell(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._save_and_validate(self._all_stop(done)):
+                if self._save_and_validate(any_asked(self.stop, done, every=train.log_every)):
                     began, timed_from = time.perf_counter(), done
-
-    def _all_stop(self, number: int) -> bool:
-        """Whether to stop at a step or photo; several processes agree, at multiples of a log."""
-        if jax.process_count() == 1:
-            return self.stop.asked
-        if number % self.options.train.log_every:
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(self.stop.asked))))
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -233,7 +226,7 @@ class _Run:
         self.checkpoints.wait()  # a kill in the evaluation must not cost the steps before it
 
         def before_photo(number: int) -> None:
-            if self._all_stop(number):
+            if any_asked(self.stop, number):
                 raise self._stopped()
 
         judged = (self.experiment, self.validation, self.state.trainable)

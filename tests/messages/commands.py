@@ -61,6 +61,7 @@ ROWS = [
     file("mine.py", "def get_config(:", r"mine\.py cannot be used: SyntaxError"),
     file("mine.py", "import nothing_of_this_name", r"ModuleNotFoundError: No module .*mine\.py:1"),
     file("mine.py", "def get_config():\n    return {}", r"get_config returns dict, wanted"),
+    fields("--multihost", r"--multihost: no other process was found \(.*: leave it out"),
     fields("--steps=2", r"no flag --steps; did you mean --config\.train\.steps\?"),
     fields("--mode=predict", r"--mode=predict: value should be one of <train\|eval>"),
     fields("--config.train.lr=1", r"train\.lr; did you mean --config\.train\.learning_rate\?"),

@@ -64,7 +64,7 @@ def log_is_a_folder(folder):
     Log(folder).write(1, {"loss": 1.0})
 
 
-USED = rf"--workdir=.*run is in use by process {os.getpid()} on \S+: .*another --workdir"
+USED = rf"--workdir=.*run is in use by process {os.getpid()} on \S+ since \d.*another --workdir"
 
 ROWS = [
     Row("the same training twice at once", held(loop.train), USED),
