@@ -92,10 +92,7 @@ def installed(tmp_path_factory):
 
 def python(folder, site, *arguments):
     """Run Python in a folder, with an installed package; its status and what it printed."""
-    # what this session has compiled, another process need not
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    environment = os.environ | cache | {"PYTHONPATH": str(site)}
+    environment = os.environ | {"PYTHONPATH": str(site)}
     options = {"capture_output": True, "text": True, "env": environment, "check": False}
     ended = subprocess.run([sys.executable, *arguments], cwd=folder, **options)
     return ended.returncode, ended.stdout + ended.stderr

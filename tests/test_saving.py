@@ -37,11 +37,11 @@ cli.run(lambda: loop.train(small.settings(**json.loads(sys.argv[2])), sys.argv[1
 """
 
 
-def start(workdir, cache, **fields):
+def start(workdir, **fields):
     paths = f"{HERE}{os.pathsep}{HERE.parent}"
     return subprocess.Popen(
         [sys.executable, "-c", CODE, str(workdir), json.dumps(FIELDS | fields)],
-        env=os.environ | {"PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        env=os.environ | {"PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -83,33 +83,33 @@ def trained(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run alone and uninterrupted, and the cache of its programs."""
-    folder = tmp_path_factory.mktemp("whole")
-    ends_well(start(folder / "run", folder / "xla"))
-    return folder / "run", folder / "xla"
+    """A run alone and uninterrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    ends_well(start(run))
+    return run
 
 
 def test_killed_and_stopped_in_the_evaluation_it_ends_the_same(whole, tmp_path):
     """Killed after a step, killed in the last evaluation, stopped there by SIGTERM, then let go."""
-    run, (expected, cache) = tmp_path / "run", whole
+    run = tmp_path / "run"
     steps = run / "checkpoints"
 
     def logged(step):
         return (run / "metrics.jsonl").exists() and (step, True) in last_lines(run)
 
-    killed = start(run, cache)
+    killed = start(run)
     wait_for(lambda: logged(STEPS - 1))
     killed.kill()
     killed.communicate()
     assert (steps / str(STEPS // 2)).is_dir(), "steps before an evaluation are lost"
 
-    killed = start(run, cache)
+    killed = start(run)
     wait_for(lambda: (steps / str(STEPS)).is_dir())
     killed.kill()
     killed.communicate()
     assert not (run / "results.json").exists(), "the evaluation was over: the test shows nothing"
 
-    stopped = start(run, cache)
+    stopped = start(run)
     seen = ""
     while "evaluate:" not in seen:
         seen += stopped.stderr.read(1)
@@ -120,23 +120,22 @@ def test_killed_and_stopped_in_the_evaluation_it_ends_the_same(whole, tmp_path):
     assert "Traceback" not in said
     assert not (run / "results.json").exists()
 
-    ends_well(start(run, cache))
-    assert trained(run) == trained(expected)
-    assert {p.name for p in run.iterdir()} == {p.name for p in expected.iterdir()}
+    ends_well(start(run))
+    assert trained(run) == trained(whole)
+    assert {p.name for p in run.iterdir()} == {p.name for p in whole.iterdir()}
 
 
 def test_the_second_command_in_a_workdir_ends_at_once(whole, tmp_path):
-    expected, cache = whole
-    first = start(tmp_path / "run", cache)
+    first = start(tmp_path / "run")
     wait_for(lambda: (tmp_path / "run" / lock.NAME).exists())
-    second = start(tmp_path / "run", cache)
+    second = start(tmp_path / "run")
     said = second.communicate(timeout=100)[1]
     assert first.poll() is None, "the first was over before the second was refused"
     assert second.returncode == 1
     assert f"in use by process {first.pid} on " in said
     assert len(said.splitlines()) == 1, said
     ends_well(first)
-    assert trained(tmp_path / "run") == trained(expected)
+    assert trained(tmp_path / "run") == trained(whole)
 
 
 ELSEWHERE = "1\nanother\n"  # filelock's record of process 1 of another machine
