@@ -154,9 +154,10 @@ def _locate(file: str) -> Path | None:
 
 
 def _offer_configs(path: Path) -> None:
-    """Let a configuration file import `configs`: its own neighbours, and the packaged ones."""
+    """Let a configuration file import `configs`: its own neighbours, ours, then those from here."""
     near = [path.parent] if path.parent.name == "configs" else []
-    places = [*near, Path("configs").absolute(), *([CONFIGS] if CONFIGS else [])]
+    # another project that it is started in may have a `configs/common.py` too
+    places = [*near, *([CONFIGS] if CONFIGS else []), Path("configs").absolute()]
     package = types.ModuleType("configs")
     package.__path__ = [str(place) for place in places]
     # no folder on `sys.path`: what else lies in it would become importable too
