@@ -101,7 +101,9 @@ def _model(source: Any, checkpoint: str) -> Model:
         raise FileNotFoundError(f"{source} is an empty folder")
     found = sources.find(place)
     if found.kind == "run":
-        return pretrained.need_model(read.load(place, hints=Hints(checkpoint=checkpoint)).model, "")
+        return pretrained.need_model(
+            read.load(place, hints=Hints(checkpoint=checkpoint, flag="checkpoint")).model, ""
+        )
     if found.kind == "mmseg":
         raise ValueError(
             f"{source} is a checkpoint of the original program: python -m otseg_jax.convert "

@@ -172,7 +172,7 @@ def load_stablehlo(source: str | Path) -> Callable[..., np.ndarray]:
         FileNotFoundError: the folder holds no artifact.
         ValueError: a damaged artifact.
     """
-    path = Path(source) / ARTIFACT
+    path = paths.local(source) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: make it with --format=stablehlo")
     try:

@@ -7,6 +7,7 @@ flat dicts of float32 numpy arrays by leaf name (`weights.names`).
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class Clip:
         self.check_tokenizer()
         length = self.text_config.context_length if self.text_config else 77
         return text.tokenise(texts, self.tokenizer, context_length=length)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Of what decides the token ids of any text; "" where there is no tokenizer."""
+        return text.tokenizer_fingerprint(self.tokenizer) if self.tokenizer else ""
 
     def check_tokenizer(self) -> None:
         """Refuse, with a ValueError, a tokenizer that is not that of the text tower."""

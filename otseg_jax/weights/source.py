@@ -62,19 +62,16 @@ def find(
         FileNotFoundError: nothing of that name, or a folder without weights.
         ValueError: damaged, refused, of another architecture, or not telling what is needed.
     """
-    stated = stated._replace(tokenizer=str(hub.tokenizer(stated.tokenizer)))
+    if stated.tokenizer:
+        stated = stated._replace(tokenizer=hub.tokenizer(stated.tokenizer))
     path = paths.local(source)
     if path.is_file():
         return _file(path, stated)
     folder = hub.find(source, PATTERNS, CHOICES)
-    if is_model(folder) or (folder / "checkpoints").is_dir():
-        if any(stated[:3]):
-            raise ValueError(
-                f"{source} is ours, and tells its heads and its activation: leave --vision_heads, "
-                "--text_heads and --activation (in a configuration clip.vision_heads, …) away"
-            )
-        ours = is_model(folder)
-        return Source("model" if ours else "run", FORMAT if ours else "otseg_jax run", folder)
+    if is_model(folder):
+        return Source("model", FORMAT, folder)
+    if (folder / "checkpoints").is_dir():
+        return Source("run", "otseg_jax run", folder)
     lone = next((folder / name for name in OPEN_CLIP if (folder / name).is_file()), None)
     if lone is not None and (folder / OPEN_CLIP_CONFIG).is_file():
         config = folder / OPEN_CLIP_CONFIG

@@ -205,7 +205,7 @@ ROWS = [
     Row(
         "--tokenizer=a folder without one",
         lambda folder: tokenise(folder, str(folder)),
-        r"is no folder that holds a tokenizer: wanted tokenizer\.json, or vocab\.json and merges",
+        r"is no folder that holds a tokenizer \(tokenizer\.json, or vocab\.json and merges",
     ),
     Row(
         "--tokenizer=ViT.pt",
