@@ -216,10 +216,12 @@ def assemble(
     *,
     mesh: Mesh | None = None,
     transport: Transport | None = None,
+    trained: bool = False,
 ) -> Experiment:
     """Build everything but the data, on the devices of a mesh.
 
     Args:
+        trained: for weights that were trained with these settings, so that they are no choice.
         mesh: None: as `options.mesh` says.
         transport: solver of transport plans; None: as `options.model` says.
 
@@ -235,6 +237,8 @@ def assemble(
         raise ValueError(
             f"data.crop={options.data.crop} is not a multiple of the tower's patch, {patch} pixels"
         )
+    if not trained:
+        tell_normalisation(options, found.clip)
     embeddings, described = embed(spec.describe(options, vocabulary), found, options)
     graphdef, trainable, frozen = build(options, found.clip, mesh, transport)
     unseen = vocabulary.unseen
@@ -248,6 +252,23 @@ def assemble(
         trainable=trainable,
         frozen=frozen,
         text=jax.device_put(jnp.asarray(embeddings), sharding.replicated(mesh)),
+    )
+
+
+def tell_normalisation(options: Settings, loaded: Clip) -> None:
+    """Say where photos are normalised otherwise than in the CLIP's own training."""
+    used = (options.data.mean, options.data.std)
+    if loaded.normalisation is None or np.allclose(loaded.normalisation, used, rtol=1e-3):
+        return
+    mean, std = (",".join(f"{value:.8g}" for value in part) for part in loaded.normalisation)
+    near = np.allclose(loaded.normalisation, used, rtol=0.25)
+    LOGGER.log(
+        logging.INFO if near else logging.WARNING,
+        "data.mean=%s and data.std=%s are not those that the CLIP was trained with (OTSeg's "
+        "published models took ImageNet's): for these, --config.data.mean=%s --config.data.std=%s",
+        *used,
+        mean,
+        std,
     )
 
 

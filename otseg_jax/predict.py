@@ -102,7 +102,7 @@ def _model(source: Any, checkpoint: str) -> Model:
     found = sources.find(place)
     if found.kind == "run":
         return pretrained.need_model(
-            read.load(place, hints=Hints(checkpoint=checkpoint, flag="checkpoint")).model, ""
+            read.load(place, hints=Hints(checkpoint=str(checkpoint), flag="checkpoint")).model, ""
         )
     if found.kind == "mmseg":
         raise ValueError(

@@ -30,6 +30,7 @@ from otseg_jax.models.decoder import Transport
 from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import files, hub, names
 from otseg_jax.weights.clip import Clip
+from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
 from otseg_jax.weights.towers import Stated
 
@@ -89,6 +90,7 @@ class _ClipPart:
     fingerprint: str
     text_fingerprint: str
     logit_scale: float | None
+    normalisation: Normalisation | None = None
 
 
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
@@ -134,6 +136,7 @@ def write_into(folder: Path, model: Pretrained) -> None:
             fingerprint=clip.fingerprint,
             text_fingerprint=clip.text_fingerprint,
             logit_scale=clip.logit_scale,
+            normalisation=clip.normalisation,
         ),
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
@@ -163,6 +166,7 @@ def read(source: str | Path) -> Pretrained:
         text_fingerprint=config.clip.text_fingerprint,
         tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
         logit_scale=config.clip.logit_scale,
+        normalisation=config.clip.normalisation,
     )
     spec = config.model
     if spec is None:

@@ -52,7 +52,7 @@ def _evaluate(options: Settings, workdir: Path) -> None:
     adopted = spec.adopt(options, found.spec, found.settings)
     source = build.open_split(adopted, "val")
     build.check_labels(adopted, train=None, val=source)
-    experiment = build.assemble(adopted, source.vocabulary)
+    experiment = build.assemble(adopted, source.vocabulary, trained=True)
     compare.check_same_model(found, experiment.record)
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:

@@ -27,6 +27,7 @@ from otseg_jax.models.clip import (
 )
 from otseg_jax.weights import hub, names
 from otseg_jax.weights.files import check_finite
+from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.rules import Rule, fill
 
 LOGGER = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Clip:
     text_fingerprint: str = ""  # of the text tower, which decides a vocabulary's embeddings
     tokenizer: str | Path | None = None  # folder or hub name that holds it
     logit_scale: float | None = None  # learned log-temperature, for the way back to other formats
+    normalisation: Normalisation | None = None  # of the photos it was trained on; None: not told
 
     def build_vision(self) -> VisionTower:
         """The vision tower as CLIP runs it (OTSeg adds the class embedding twice)."""

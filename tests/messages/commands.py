@@ -70,7 +70,10 @@ ROWS = [
     fields("--config.train.steps=ten", r"--config\.train\.steps=ten: wanted a whole number"),
     fields("--config.train.learning_rate=fast", r"learning_rate=fast: wanted a number"),
     fields("--config.data.scale=96x96", r"data\.scale\.0='96x96': wanted"),
-    fields("--config.data.scale=96", r"data\.scale\.1 is missing"),
+    fields(
+        "--config.data.scale=96",
+        r"data\.scale=\(96,\): wanted 2 values with commas between them, got 1",
+    ),
     fields("--config.seed=-1", r"^error: config: seed=-1: wanted greater than or equal to 0"),
     fields("--config.seed=-1 --config.eval.stride=500", r"seed=-1.*eval\.stride=500 leaves gaps"),
     fields("--config.text.templates='a photo.'", r"templates\.0='a photo\.': wanted {} once"),
