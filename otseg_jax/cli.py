@@ -146,7 +146,7 @@ def load(name: str) -> ConfigDict:
 
 def _locate(file: str) -> Path | None:
     """The file of that name, else the packaged configuration of the name."""
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))  # noqa: PTH111 (pathlib raises where there is no user)
     packaged = [CONFIGS / path.name] if CONFIGS and path.parent == Path("configs") else []
     return next(
         (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None

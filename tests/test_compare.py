@@ -1,6 +1,7 @@
 """Weights meet the CLIP and the tokenizer that they were trained with, or are refused by name."""
 
 import json
+import shutil
 import string
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import small
 import torch
 
+import otseg_jax
 from otseg_jax import build
 from otseg_jax.checkpoints import compare, pretrained, restore, spec
 from otseg_jax.cli import is_ours
@@ -101,16 +103,22 @@ def test_another_clip_is_refused_by_what_differs(told, fields, line):
 
 def test_a_trained_model_keeps_its_tokenizer_and_tells_its_towers(told, tmp_path):
     for place in ("run", "model"):
-        with pytest.raises(ValueError, match=r"was trained with another tokenizer than .*other"):
+        with pytest.raises(ValueError, match=r"other is not the tokenizer that .* was trained"):
             convert(str(told.home / place), tmp_path / "m", hints=Hints(tokenizer=told.other))
     model = str(told.home / "model")
-    with pytest.raises(ValueError, match=r"was trained with another tokenizer than .*other"):
+    with pytest.raises(ValueError, match=r"other is not the tokenizer that .* was trained"):
         build.load_clip(model, stated=Stated(tokenizer=told.other))
     with pytest.raises(ValueError, match=r"tells vision_heads=4 itself: leave --vision_heads=2"):
         build.load_clip(model, stated=Stated(vision_heads=2))
     # the same, wherever it lies now
     build.load_clip(model, stated=Stated(**told.said))
     assert pretrained.read(model).spec.tokenizer_fingerprint
+    # another one in its place
+    shutil.copytree(model, tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "tokenizer")
+    shutil.copytree(told.other, tmp_path / "m" / "tokenizer")
+    with pytest.raises(ValueError, match=r"m/tokenizer is not the tokenizer that the model from"):
+        otseg_jax.load(tmp_path / "m").embed(["cat"])
 
 
 def test_another_folder_is_no_other_place(told, tmp_path, monkeypatch):

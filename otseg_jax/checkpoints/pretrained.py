@@ -217,8 +217,8 @@ def check_tokenizer(trained: str, clip: Clip, where: str) -> None:
     here = clip.tokenizer_fingerprint
     if trained and here and trained != here:
         raise ValueError(
-            f"{where} was trained with another tokenizer than {clip.tokenizer}: leave --tokenizer "
-            "(in a configuration clip.tokenizer) away, or name that one"
+            f"{clip.tokenizer} is not the tokenizer that {where} was trained with: put that one "
+            "there, or leave --tokenizer (in a configuration clip.tokenizer) away if it was given"
         )
 
 

@@ -65,7 +65,8 @@ class Clip:
         if config is None:
             raise ValueError(
                 f"the model from {self.name} holds no text tower, only the embeddings of its own "
-                "classes: give those of other classes with --config.text.embeddings"
+                "classes: other classes need theirs, made elsewhere, which a training or an "
+                "evaluation takes (--config.text.embeddings=FILE.npy)"
             )
         return names.build(lambda: TextTower(config, rngs=nnx.Rngs(0)), self.text)
 

@@ -45,6 +45,7 @@ ROWS = [
     module("otseg_jax.train --config=configs/shapes.py", r"train is no command.*otseg_jax\.main"),
     module("otseg_jax.training", r"training is no command; there are python -m otseg_jax\.main"),
     module("otseg_jax.evaluation.metrics", r"metrics is no command.*otseg_jax\.convert"),
+    typed("otseg_jax.main --config=~nobody_here/a.py --workdir=x", r"a\.py: no such file here"),
     typed("otseg_jax", r"wanted a command: python -m otseg_jax\.main .*otseg_jax\.convert"),
     typed("otseg_jax --help", r"otseg_jax\.main +trains and evaluates", refused=False),
     typed("otseg_jax.main --help", r"--config=configs/shapes\.py --workdir", refused=False),

@@ -78,6 +78,14 @@ def untold(folder: pathlib.Path, *names: str) -> object:
     return read(folder, Stated())
 
 
+def normalised(folder: pathlib.Path, value: object) -> None:
+    """A folder of transformers, whose photos were normalised with this value, throughout."""
+    torch_clip().save_pretrained(folder)
+    told = json.dumps({"image_mean": [value] * 3, "image_std": [value] * 3})
+    (folder / "preprocessor_config.json").write_text(told)
+    build.tell_normalisation(small.settings(), read(folder, Stated()))
+
+
 def open_clip(**vision: Any) -> Callable[[pathlib.Path], object]:
     """A folder of open_clip, with these sizes of the vision tower."""
 
@@ -304,6 +312,19 @@ ROWS = [
         r"config\.json does not tell vision_heads=12, text_heads=8, activation=quick_gelu: "
         r"taken as transformers' own default; --vision_heads",
         refused=False,
+    ),
+    Row(
+        "a CLIP that was trained with another mean and deviation of photos",
+        lambda folder: normalised(folder, 0.5),
+        r"are not those that the CLIP was trained with .*for these, --config\.data\.mean="
+        r"127\.5,127\.5,127\.5 --config\.data\.std=127\.5,127\.5,127\.5$",
+        refused=False,
+    ),
+    Row(
+        "a mean of photos in words",
+        lambda folder: normalised(folder, "half"),
+        r"preprocessor_config\.json does not tell the mean and the standard deviation of photos, "
+        r"three numbers in 0\.\.1 each .*: mend or remove that file",
     ),
     Row(
         "--config.clip.source=random --config.clip.tokenizer=shapes-clip",
