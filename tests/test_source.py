@@ -18,11 +18,11 @@ import torch
 from flax import serialization
 from safetensors.numpy import save_file
 from test_hugging_face import torch_clip
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from configs import common
 from otseg_jax import build
-from otseg_jax.convert import write
+from otseg_jax.convert import convert, write
 from otseg_jax.data import classes
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights import clip, files, hugging_face, openai, rules, source
@@ -224,6 +224,16 @@ def test_the_normalisation_of_a_clip_is_read(hf, tmp_path, name, told):
         (folder / name).write_text(json.dumps(told(wrong, wrong)))
         with pytest.raises(ValueError, match=rf"{name} does not tell the mean and the standard"):
             source.find(folder)
+
+
+def test_a_clip_keeps_its_normalisation(hf, tmp_path):
+    shutil.copytree(hf, tmp_path / "clip")
+    told = {"image_mean": OPENAI[0], "image_std": OPENAI[1]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(told))
+    convert(str(tmp_path / "clip"), tmp_path / "model")
+    convert(str(tmp_path / "model"), tmp_path / "out", format="hf")
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "out")
+    np.testing.assert_allclose((processor.image_mean, processor.image_std), OPENAI, rtol=1e-6)
 
 
 def test_another_normalisation_is_told_with_the_flags_that_mend_it(hf, tmp_path, caplog):

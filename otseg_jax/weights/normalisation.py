@@ -45,3 +45,16 @@ def _channels(values: list[float]) -> Channels:
     if not all(0 <= value <= 255 for value in (red, green, blue)):
         raise ValueError(f"{values} is outside of 0..1")
     return red, green, blue
+
+
+def write(folder: Path, told: Normalisation, *, image_size: int) -> None:
+    """Write what `read` reads, as transformers' image processor of a CLIP does."""
+    mean, std = ([value / 255 for value in part] for part in told)
+    content = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": mean,
+        "image_std": std,
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
+    (folder / FILES[0]).write_text(json.dumps(content, indent=2) + "\n")
