@@ -59,11 +59,13 @@ class Experiment:
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
     """The plain settings that a configuration (`configs/common.py`) asks for; `settings.check`."""
     given = settings.check(config.to_dict())
-    tokenizer = hub.tokenizer(given.clip.tokenizer) if given.clip.tokenizer else ""
+    if given.clip.tokenizer:
+        hub.tokenizer(given.clip.tokenizer)  # before the work
     # a run may go on in another folder
+    source, tokenizer = _absolute(given.clip.source), _absolute(given.clip.tokenizer)
     start = str(paths.resolve(given.init_from)) if given.init_from else ""
-    place = replace(given.clip, source=_absolute(given.clip.source), tokenizer=tokenizer)
-    options = replace(given, clip=place, init_from=start)
+    clip = replace(given.clip, source=source, tokenizer=tokenizer)
+    options = replace(given, clip=clip, init_from=start)
     for doubt in settings.doubts(options):
         LOGGER.warning(doubt)
     return options
@@ -71,7 +73,8 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
 
 def _absolute(name: str) -> str:
     """The whole path of what is here, else the name as it is."""
-    return str(paths.local(name)) if name != "random" and paths.local(name).exists() else name
+    here = name not in ("", "random") and paths.local(name).exists()
+    return str(paths.local(name)) if here else name
 
 
 @processes.together

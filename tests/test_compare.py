@@ -126,4 +126,6 @@ def test_another_folder_is_no_other_place(told, tmp_path, monkeypatch):
     clip = small.settings(**{"clip.source": "clip.pt", "clip.tokenizer": "theirs"}).clip
     assert clip.source == str(told.home / "clip.pt")
     assert clip.tokenizer == str(told.home / "theirs")
-    assert small.settings(**{"clip.source": "openai/none"}).clip.source == "openai/none"
+    # what lies nowhere here keeps its name
+    clip = small.settings(**{"clip.source": "openai/none", "clip.tokenizer": "shapes-clip"}).clip
+    assert (clip.source, clip.tokenizer) == ("openai/none", "shapes-clip")
