@@ -146,7 +146,7 @@ def load(name: str) -> ConfigDict:
 
 def _locate(file: str) -> Path | None:
     """The file of that name, else the packaged configuration of the name."""
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))  # noqa: PTH111 (pathlib raises where there is no user)
     packaged = [CONFIGS / path.name] if CONFIGS and path.parent == Path("configs") else []
     return next(
         (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None
@@ -154,9 +154,10 @@ def _locate(file: str) -> Path | None:
 
 
 def _offer_configs(path: Path) -> None:
-    """Let a configuration file import `configs`: its own neighbours, and the packaged ones."""
+    """Let a configuration file import `configs`: its own neighbours, ours, then those from here."""
     near = [path.parent] if path.parent.name == "configs" else []
-    places = [*near, Path("configs").absolute(), *([CONFIGS] if CONFIGS else [])]
+    # another project that it is started in may have a `configs/common.py` too
+    places = [*near, *([CONFIGS] if CONFIGS else []), Path("configs").absolute()]
     package = types.ModuleType("configs")
     package.__path__ = [str(place) for place in places]
     # no folder on `sys.path`: what else lies in it would become importable too

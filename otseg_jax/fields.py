@@ -4,8 +4,11 @@ The upper bounds are far above what anybody has used: they catch a slip of the h
 does. A switch is no number, and a number is no text.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+import pydantic
 from pydantic import AfterValidator, Field
 
 from otseg_jax import paths
@@ -68,11 +71,11 @@ MANY = 10**9  # steps or images; more is a slip, and overflows int32 soon
 Count = Annotated[int, Field(ge=0, le=MANY, strict=True)]
 Positive = Annotated[int, Field(ge=1, le=MANY, strict=True)]
 Few = Annotated[int, Field(ge=1, le=4096, strict=True)]  # devices, threads, layers
+Width = Annotated[int, Field(ge=1, le=2**16, strict=True)]  # channels
 Devices = Annotated[int, Field(le=4096, strict=True), AfterValidator(_devices)]
 Pixels = Annotated[int, Field(ge=1, le=8192, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Rate = Annotated[Number, Field(gt=0)]
+Rate = Annotated[float, within(0, 10)]  # of learning; more diverges, whatever is trained
 Weight = Annotated[float, within(0, 1e6)]
 Fraction = Annotated[float, within(0, 1)]
 Side = Annotated[float, within(1, 65536)]
@@ -80,10 +83,40 @@ Channel = Annotated[float, within(0, 255)]
 Sides = Annotated[tuple[Side, Side], AfterValidator(_long_first)]
 Factor = Annotated[float, within(0.01, 100)]
 Factors = Annotated[tuple[Factor, Factor], AfterValidator(_low_first)]
-Spread = Annotated[float, Field(gt=0, le=255, strict=True, allow_inf_nan=False)]
+Spread = Annotated[float, within(0.001, 255)]
 Channels = tuple[Channel, Channel, Channel]
 Place = Annotated[str, AfterValidator(_place)]
 LocalPlace = Annotated[str, AfterValidator(_local)]
 Template = Annotated[str, AfterValidator(_template)]
 Templates = Annotated[tuple[Template, ...], AfterValidator(_some)]
 CheckpointName = Annotated[str, AfterValidator(_checkpoint)]
+
+
+def problems_of(error: pydantic.ValidationError) -> list[str]:
+    """What pydantic found, one line a field: "train.steps=0: wanted …"."""
+    found = dict[str, str]()
+    for problem in error.errors():
+        name, given = ".".join(map(str, problem["loc"])), f"={problem['input']!r}: "
+        key = line = f"{name}{given}"
+        if problem["type"] == "value_error":  # our own words, of a field or of several
+            several = isinstance(problem["input"], Mapping)
+            line = f"{'' if several else line}{problem['ctx']['error']}"
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            # the last that is missing tells how many there should be
+            key = name.rpartition(".")[0]
+            line = f"{key}{given}{_count(problem['loc'][-1] + 1, len(problem['input']))}"
+        elif problem["type"] == "missing":
+            line = f"{name} is missing"
+        elif problem["type"] == "too_long":
+            line += _count(problem["ctx"]["max_length"], problem["ctx"]["actual_length"])
+        elif problem["type"] == "unexpected_keyword_argument":
+            line += "there is no such field"
+        else:
+            wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
+            line += f"wanted {wanted}"
+        found[key] = line
+    return [*found.values()]
+
+
+def _count(wanted: int, got: int) -> str:
+    return f"wanted {wanted} values with commas between them, got {got}"

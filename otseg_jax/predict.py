@@ -101,7 +101,9 @@ def _model(source: Any, checkpoint: str) -> Model:
         raise FileNotFoundError(f"{source} is an empty folder")
     found = sources.find(place)
     if found.kind == "run":
-        return pretrained.need_model(read.load(place, hints=Hints(checkpoint=checkpoint)).model, "")
+        return pretrained.need_model(
+            read.load(place, hints=Hints(checkpoint=str(checkpoint), flag="checkpoint")).model, ""
+        )
     if found.kind == "mmseg":
         raise ValueError(
             f"{source} is a checkpoint of the original program: python -m otseg_jax.convert "
@@ -143,9 +145,7 @@ class Segmenter:
         self._batch_size, self._seen_offset = batch_size, seen_offset
         # on one device: a photo is too little to share
         self._mesh = sharding.make_mesh(devices=jax.devices()[:1])
-        self._embed = lru_cache(KEPT)(
-            lambda names: jnp.asarray(self.clip.embed(names, self.spec.templates))
-        )
+        self._embed = lru_cache(KEPT)(self._new_text)
 
     def __call__(
         self, photo: Any, class_names: Iterable[str] | None = None
@@ -205,6 +205,11 @@ class Segmenter:
         size, method = size or image.shape[:2], method or outputs.main
         found = self._run(sliding.photo_scores, image, words, size, method)
         return found if words is None else found[: len(words)]
+
+    def _new_text(self, names: tuple[str, ...]) -> Float[Array, "k n c"]:
+        trained = self.spec.tokenizer_fingerprint
+        pretrained.check_tokenizer(trained, self.clip, f"the model from {self.clip.name}")
+        return jnp.asarray(self.clip.embed(names, self.spec.templates))
 
     def _run(
         self,

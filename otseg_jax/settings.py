@@ -4,7 +4,6 @@ One class for each group of `configs/common.py`, with its field names; what they
 Every field is checked in type, length and range, by its type of `fields`.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -23,7 +22,6 @@ from otseg_jax.fields import (
     Few,
     Fraction,
     LocalPlace,
-    Number,
     Pixels,
     Place,
     Positive,
@@ -33,6 +31,8 @@ from otseg_jax.fields import (
     Switch,
     Templates,
     Weight,
+    Width,
+    problems_of,
     within,
 )
 from otseg_jax.models.methods import MethodConfig
@@ -56,10 +56,10 @@ class Mesh:
 class TowerSizes:
     """Sizes of an untrained tower."""
 
-    width: Positive
+    width: Width
     layers: Few
     heads: Few
-    mlp_width: Positive
+    mlp_width: Width
 
 
 @_ONLY_THESE
@@ -68,7 +68,7 @@ class ClipSizes:
     """Sizes of an untrained CLIP."""
 
     patch_size: Pixels
-    embed_dim: Positive
+    embed_dim: Width
     vision: TowerSizes
     text: TowerSizes
 
@@ -79,10 +79,10 @@ class ClipSource:
     """Which CLIP; `random` holds the sizes of untrained towers, the rest is as in `Stated`."""
 
     source: Annotated[LocalPlace, Field(min_length=1)]
-    vision_heads: Count = 0  # runs of before have none of these four
-    text_heads: Count = 0
+    vision_heads: Annotated[int, within(0, 4096)] = 0  # runs of before have none of these four
+    text_heads: Annotated[int, within(0, 4096)] = 0
     activation: Literal["", "quick_gelu", "gelu"] = ""
-    tokenizer: str = ""
+    tokenizer: LocalPlace = ""
     random: ClipSizes
 
 
@@ -133,9 +133,9 @@ class Train:
 
     steps: Positive
     batch_size: Annotated[int, within(1, 65536)]
-    accumulate: Positive
-    learning_rate: Rate
-    end_learning_rate: Annotated[Number, Field(ge=0)]
+    accumulate: Annotated[int, within(1, 65536)]
+    learning_rate: Annotated[Rate, Field(gt=0)]
+    end_learning_rate: Rate
     power: Annotated[float, within(0, 100)]
     warmup: Count
     warmup_ratio: Fraction
@@ -255,8 +255,11 @@ _FIT: Sequence[tuple[Sequence[str], Callable[..., bool], str]] = (
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
 
-def check(fields: Mapping[str, Any]) -> Settings:
+def check(fields: Mapping[str, Any], *, where: str = "config") -> Settings:
     """Settings of nested plain fields, checked before anything is read or compiled.
+
+    Args:
+        where: they come from, for messages.
 
     Raises:
         ValueError: every problem, named by its field, in one message.
@@ -274,25 +277,7 @@ def check(fields: Mapping[str, Any]) -> Settings:
             values = [given[name] for name in names]
             problems += [] if fit(*values) else [words.format(*values)]
     if problems or found is None:
-        raise ValueError(f"config: {'; '.join(problems)}")
-    return found
-
-
-def problems_of(error: pydantic.ValidationError) -> list[str]:
-    """What pydantic found, one line a field: "train.steps=0: wanted …"."""
-    found = []
-    for problem in error.errors():
-        name, given = ".".join(map(str, problem["loc"])), f"={problem['input']!r}: "
-        if problem["type"] == "value_error":  # our own words, of a field or of several
-            several = isinstance(problem["input"], Mapping)
-            found.append(f"{'' if several else name + given}{problem['ctx']['error']}")
-        elif problem["type"] == "missing":
-            found.append(f"{name} is missing")
-        elif problem["type"] == "unexpected_keyword_argument":
-            found.append(f"{name}{given}there is no such field")
-        else:
-            wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
-            found.append(f"{name}{given}wanted {wanted}")
+        raise ValueError(f"{where}: {'; '.join(problems)}")
     return found
 
 

@@ -21,11 +21,13 @@ from jaxtyping import Float, Int
 from transformers import CLIPTokenizer
 
 from otseg_jax import paths
+from otseg_jax.data.lists import some
 from otseg_jax.models.clip import TextTower
 
 LOGGER = logging.getLogger(__name__)
 
 SIZES = (16, 64, 256)  # of batches of texts
+ODD = ("Äpfel  U+12 it's", "a\t\u0301 <|endoftext|> b")  # read otherwise by other normalisers
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -62,8 +64,7 @@ def check_words(words: Any) -> tuple[str, ...]:
         raise ValueError(f"class_names={words!r} is one text: give a list, {parts or ['cat']}")
     if isinstance(words, Set) or not isinstance(words, Iterable | np.ndarray):
         raise ValueError(f"class_names is a {type(words).__name__}: give a list, ['cat', 'sky']")
-    found: list[str] = []
-    problems = []
+    found, first, problems = list[str](), dict[str, int](), list[str]()
     for i, word in enumerate(words):
         name = word.strip() if isinstance(word, str) else ""
         if not isinstance(word, str):
@@ -72,13 +73,12 @@ def check_words(words: Any) -> tuple[str, ...]:
             problems.append(f"class_names[{i}] is blank")
         elif name != name.strip(",;") or "\n" in name:
             problems.append(f"class_names[{i}] is {word!r}: give one name, without , ; at its ends")
-        elif name in found:
-            problems.append(f"class_names[{i}] repeats class_names[{found.index(name)}], {name!r}")
+        elif (k := first.setdefault(name, i)) != i:
+            problems.append(f"class_names[{i}] repeats class_names[{k}], {name!r}")
         found.append(name)
     problems += [] if found else ["class_names is empty: name at least one class"]
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError("; ".join(problems[:5]) + more)
+        raise ValueError(some(problems, mark="; "))
     return tuple(found)
 
 
@@ -151,6 +151,16 @@ def holds_tokenizer(folder: Path) -> bool:
 def vocabulary_size(tokenizer: str | Path) -> int:
     """How many token ids a tokenizer has; errors as of `tokenise`."""
     return len(_load_tokenizer(tokenizer))
+
+
+def tokenizer_fingerprint(tokenizer: str | Path) -> str:
+    """SHA-256 of what decides a tokenizer's ids, whatever files it lies in; errors as there."""
+    clip = _load_tokenizer(tokenizer)
+    model = json.loads(clip.backend_tokenizer.to_str())["model"]
+    # a merge is a pair, or one text in older files
+    merges = [pair.split() if isinstance(pair, str) else pair for pair in model["merges"]]
+    content = [sorted(model["vocab"].items()), merges, clip(list(ODD))["input_ids"]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _load_tokenizer(source: str | Path) -> CLIPTokenizer:

@@ -124,6 +124,10 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
     (tmp_path / "elsewhere" / "mine.py").write_text(mine)
     load = f"from otseg_jax import cli; print(cli.load('{tmp_path}/elsewhere/mine.py').train.steps)"
     assert python(tmp_path, installed, "-c", load) == (0, "7\n")
+    # wherever it is started: another project has such a folder too
+    (tmp_path / "theirs" / "configs").mkdir(parents=True)
+    (tmp_path / "theirs" / "configs" / "common.py").write_text("raise SystemExit('not ours')")
+    assert python(tmp_path / "theirs", installed, "-c", load) == (0, "7\n")
     # neighbours in a folder `configs` of one's own come first
     (tmp_path / "elsewhere").rename(tmp_path / "configs")
     own = (ROOT / "configs" / "common.py").read_text().replace('"seed": 0', '"seed": 5')

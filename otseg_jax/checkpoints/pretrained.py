@@ -23,14 +23,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from otseg_jax import paths, settings, text
+from otseg_jax import fields, paths, text
 from otseg_jax.checkpoints.spec import Origin, Spec
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.otseg import OTSeg
 from otseg_jax.weights import files, hub, names
 from otseg_jax.weights.clip import Clip
+from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
+from otseg_jax.weights.towers import Stated
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
@@ -88,6 +90,7 @@ class _ClipPart:
     fingerprint: str
     text_fingerprint: str
     logit_scale: float | None
+    normalisation: Normalisation | None = None
 
 
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
@@ -133,6 +136,7 @@ def write_into(folder: Path, model: Pretrained) -> None:
             fingerprint=clip.fingerprint,
             text_fingerprint=clip.text_fingerprint,
             logit_scale=clip.logit_scale,
+            normalisation=clip.normalisation,
         ),
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
@@ -162,6 +166,7 @@ def read(source: str | Path) -> Pretrained:
         text_fingerprint=config.clip.text_fingerprint,
         tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
         logit_scale=config.clip.logit_scale,
+        normalisation=config.clip.normalisation,
     )
     spec = config.model
     if spec is None:
@@ -182,11 +187,39 @@ def read(source: str | Path) -> Pretrained:
     )
 
 
-def with_tokenizer(model: Given, name: str) -> Given:
-    """The same model with the tokenizer of this name, if there is one."""
-    if not name:
+def as_stated(model: Given, stated: Stated, where: str) -> Given:
+    """The same model with the tokenizer that is stated; the rest it tells itself.
+
+    Raises:
+        FileNotFoundError: there is no such tokenizer.
+        ValueError: it tells other heads or another activation, or was trained with another
+            tokenizer.
+    """
+    clip = model.clip
+    text_heads = clip.text_config.heads if clip.text_config else 0
+    told = (clip.vision_config.heads, text_heads, clip.vision_config.activation)
+    for name, said, fact in zip(Stated._fields, stated[:3], told, strict=False):
+        if said and said != fact:
+            raise ValueError(
+                f"{where} tells {name}={fact} itself: leave --{name}={said} (in a configuration "
+                f"clip.{name}) away"
+            )
+    if not stated.tokenizer:
         return model
-    return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
+    new = replace(clip, tokenizer=hub.tokenizer(stated.tokenizer))
+    if isinstance(model, Model):
+        check_tokenizer(model.spec.tokenizer_fingerprint or clip.tokenizer_fingerprint, new, where)
+    return replace(model, clip=new)
+
+
+def check_tokenizer(trained: str, clip: Clip, where: str) -> None:
+    """Refuse, with a ValueError, another tokenizer than the one of this fingerprint."""
+    here = clip.tokenizer_fingerprint
+    if trained and here and trained != here:
+        raise ValueError(
+            f"{clip.tokenizer} is not the tokenizer that {where} was trained with: put that one "
+            "there, or leave --tokenizer (in a configuration clip.tokenizer) away if it was given"
+        )
 
 
 def need_model(found: Pretrained, hint: str) -> Model:
@@ -217,4 +250,4 @@ def _read_config(folder: Path) -> _Config:
     try:
         return _ADAPTER.validate_python(config)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(settings.problems_of(error))}") from None
+        raise ValueError(f"{path}: {'; '.join(fields.problems_of(error))}") from None

@@ -12,6 +12,7 @@ from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.failure import Deleted
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
+from otseg_jax.settings import Settings
 from otseg_jax.weights import names, source
 
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -24,17 +25,19 @@ class Trained(NamedTuple):
     """Weights that were found, and how to get them."""
 
     spec: Spec
+    settings: Settings | None  # of its run; None: a model directory
     where: str  # what was found, for messages
     restore: Callable[[Any], Any]  # trainable state → it with these weights, on its devices
 
 
 @processes.together
-def find(place: str | Path, wanted: str = "latest") -> Trained:
+def find(place: str | Path, wanted: str = "latest", *, flag: str = "checkpoint") -> Trained:
     """Find trained weights.
 
     Args:
         place: workdir of a run, or model directory (which holds one step, whatever is wanted).
         wanted: "latest", "best", "half" (of the schedule), or a step.
+        flag: what `wanted` is called where it is given, for messages.
 
     Raises:
         FileNotFoundError, ValueError: no such run or step, a CLIP alone, or what is damaged.
@@ -42,16 +45,18 @@ def find(place: str | Path, wanted: str = "latest") -> Trained:
     if source.is_model(place):
         found = pretrained.read(place)
         model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
-        return Trained(model.spec, str(place), lambda state: _assigned(state, model, str(place)))
-    step, record = read(place, wanted, lambda _, step, record: (step, record))
+        return Trained(
+            model.spec, None, str(place), lambda state: _assigned(state, model, str(place))
+        )
+    step, record = read(place, wanted, lambda _, step, record: (step, record), flag=flag)
 
     def restore(state: Any) -> Any:
         def weights(checkpoints: Checkpoints, step: int, record: Record) -> Any:
             return checkpoints.restore(step, {"trainable": state})["trainable"]
 
-        return read(place, wanted, weights, chosen=step)
+        return read(place, wanted, weights, chosen=step, flag=flag)
 
-    return Trained(record.spec, f"{place}, step {step}", restore)
+    return Trained(record.spec, record.settings, f"{place}, step {step}", restore)
 
 
 def read(
@@ -60,6 +65,7 @@ def read(
     work: Callable[[Checkpoints, int, Record], Result],
     *,
     chosen: int | None = None,
+    flag: str = "checkpoint",
 ) -> Result:
     """Read a step of a run, while a training may go on there that deletes what it keeps no longer.
 
@@ -68,6 +74,7 @@ def read(
         wanted: as of `find`; latest and best are chosen again where the step was deleted.
         work: reads what is wanted of a step.
         chosen: the step that was chosen before; None: choose one.
+        flag: as of `find`.
 
     Raises:
         FileNotFoundError, ValueError: as of `find`, and what `work` raises.
@@ -77,7 +84,7 @@ def read(
             try:
                 if chosen is not None and chosen not in (steps := checkpoints.steps()):
                     raise Deleted(checkpoints.directory, chosen, steps)
-                step, record = choose(checkpoints, str(chosen or wanted), place)
+                step, record = choose(checkpoints, str(chosen or wanted), place, flag=flag)
                 return work(checkpoints, step, record)
             except Deleted as deleted:
                 if wanted not in ("latest", "best"):
@@ -86,23 +93,23 @@ def read(
                 chosen = None
 
 
-def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[int, Record]:
+def choose(
+    checkpoints: Checkpoints, wanted: str, place: str | Path, *, flag: str = "checkpoint"
+) -> tuple[int, Record]:
     """The step of a run that is wanted, and its record; as of `find`."""
     if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
         steps = checkpoints.steps()
-        raise ValueError(
-            f"eval.checkpoint={wanted!r}: choose latest, best, half or a step of {steps}"
-        )
+        raise ValueError(f"{flag}={wanted!r}: choose latest, best, half or a step of {steps}")
     step = checkpoints.best_step() if wanted == "best" else checkpoints.latest_step()
     if step is None and checkpoints.steps():
         raise ValueError(
             f"{place}: none of its steps {checkpoints.steps()} has an evaluation, so none is best: "
-            "choose --config.eval.checkpoint=latest, or a step"
+            f"choose {flag}=latest, or a step"
         )
     if step is None:
         raise FileNotFoundError(
             f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "
-            "finished run or a model directory with --config.init_from"
+            "finished run or a model directory"
         )
     if wanted.isdecimal():
         step = int(wanted)
@@ -112,8 +119,7 @@ def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[in
         if step not in (steps := checkpoints.steps()):
             raise ValueError(
                 f"{place} holds no step {step}, the half of its {record.settings.train.steps}: its "
-                f"length was changed when that was past. Choose one of {steps}: "
-                "--config.init_step=N, or --config.eval.checkpoint=N"
+                f"length was changed when that was past. Choose {flag}=N, one of {steps}"
             )
         record = _read(checkpoints, step, place)
     return step, record

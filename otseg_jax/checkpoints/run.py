@@ -25,6 +25,7 @@ from otseg_jax import paths
 from otseg_jax.checkpoints import manifest
 from otseg_jax.checkpoints.failure import Deleted, SaveError, listing, reason, remove_unfinished
 from otseg_jax.checkpoints.retention import Retention
+from otseg_jax.data.lists import some
 from otseg_jax.weights import names
 
 LOGGER = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Checkpoints:
         problems += strange
         if problems:
             raise ValueError(
-                f"cannot save step {step} to {self.directory}: {names.joined(problems)}"
+                f"cannot save step {step} to {self.directory}: {some(problems, mark='; ')}"
             )
 
         items = {
@@ -218,7 +219,7 @@ class Checkpoints:
         problems = names.differences(self._record(step)["leaves"], names.describe(targets))
         if problems:
             raise ValueError(
-                f"{self.directory}/{step} does not fit this model: {names.joined(problems)}. "
+                f"{self.directory}/{step} does not fit this model: {some(problems, mark='; ')}. "
                 "Use the configuration that it was trained with (read_meta returns it)"
             )
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -263,7 +264,7 @@ class Checkpoints:
             raise Deleted(self.directory, step, self.steps())
         others = listing({*self.steps()} - {step})
         raise ValueError(
-            f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "
+            f"{item} of {self.directory}/{step} is damaged: {some(problems, mark='; ')}. Put a "
             f"copy in its place, or use another step (there: {others}); nothing was changed"
         ) from cause
 

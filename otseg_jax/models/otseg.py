@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 from pydantic import Field
 
-from otseg_jax.fields import Count, Few, Fraction, Switch, within
+from otseg_jax.fields import Few, Fraction, Switch, within
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
     KINDS,
@@ -68,7 +68,7 @@ class OTSegConfig:
     decoder_layers: Few = 3
     decoder_heads: Few = 8  # of cross-attention; MPSA has one
     prompt_tokens: Few = 10  # visual prompts per block
-    prompt_blocks: Count = 0  # blocks with prompts of their own; 0: all
+    prompt_blocks: Annotated[int, within(0, 4096)] = 0  # blocks with prompts of their own; 0: all
     dropout: Annotated[Fraction, Field(lt=1)] = 0.1  # rate for prompts and decoder
     # weight of the entropy in Sinkhorn, which does not converge below the bound
     epsilon: Annotated[float, within(1e-4, 100)] = 0.05
