@@ -35,7 +35,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
         {
             "regime": regime,  # inductive | transductive | supervised
             "seed": 0,  # of initial weights, dropout, augmentation, order, shapes to train on
-            "dtype": "float32",  # of matrix products: float32 | bfloat16
+            "dtype": "float32",  # of matrix products: float32 | tensorfloat32 | bfloat16
+            # compiled programs are kept there, at most 2 GB; "": not at all
+            "compile_cache": "~/.cache/otseg_jax/xla",
             "init_from": "",  # workdir or model directory whose trained weights to start from
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {

@@ -10,6 +10,9 @@ that stands for no class: the classes after it move up. Photos and masks have th
 lie in folders of the same names. With a third column `colour` (six hexadecimal digits) label maps
 may be colour pictures too. With more than 255 classes the label maps are 16-bit grey PNGs, and
 65535 is where nothing is labelled.
+
+Photos are normalised with ImageNet's mean and standard deviation, as OTSeg's published models were;
+where the files of the CLIP tell its own, a line gives the flags for them.
 """
 
 from configs import common

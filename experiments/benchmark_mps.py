@@ -1,4 +1,4 @@
-"""Times `sinkhorn` against ott-jax, POT and a plain log-domain scan, at equal marginal error.
+"""Times `sinkhorn` and `mps` against ott-jax, POT and a plain scan, at equal marginal error.
 
     python experiments/benchmark_mps.py            # → experiments/benchmark_mps.{json,png}
     python experiments/benchmark_mps.py --quick    # one small case, to see that it runs
@@ -8,9 +8,12 @@
 Every method solves the same problems until its marginals are right to 1e-6 (L1, each problem), the
 scan by as many updates as the slowest problem needs. Rows and columns together and rounding may
 double that. What does not get there in float32 (ott-jax in 1,000 updates, POT in 600) is not timed;
-where that befalls any of them, all are compared once more at 5e-6. Methods take turns within a
-round, so that whatever else the machine does hits all of them; compared are medians over rounds.
-Runs on CPU, GPU and TPU (POT through PyTorch, left out on a TPU); needs the `bench` extra.
+where that befalls any of them, all are compared once more at 5e-6. How many updates Sinkhorn needs
+depends on the similarities, so that `mps` is timed in three regimes: cosines of random directions,
+cosines as of a CLIP (a class's prompts differ by 0.05 at a pixel), and those of the trained model
+that comes with the package, on pictures of its world. Methods take turns within a round, so that
+whatever else the machine does hits all of them; compared are medians over rounds. Runs on CPU, GPU
+and TPU (POT through PyTorch, left out on a TPU); needs the `bench` extra.
 """
 
 import argparse
@@ -33,7 +36,10 @@ import numpy as np
 import scipy.special
 from tqdm import tqdm
 
-from otseg_jax import sinkhorn
+import otseg_jax
+from otseg_jax import mps, sinkhorn
+from otseg_jax.data import shapes
+from otseg_jax.models import decoder
 from otseg_jax.ot.sinkhorn import solve
 
 HERE = Path(__file__).parent
@@ -64,6 +70,30 @@ def draw(batch: int, prompts: int) -> jax.Array:
         )
     )
     return jnp.einsum("bmc,bnc->bmn", f, g, precision=jax.lax.Precision.HIGHEST)
+
+
+def draw_like_clip(batch: int, prompts: int) -> jax.Array:
+    """Cosines f32[batch, 1024, prompts] around 0.2, whose prompts differ by 0.05 at a pixel."""
+    shape, keys = (batch, PIXELS, prompts), jax.random.split(jax.random.key(1))
+    pixels = 0.2 + 0.06 * jax.random.normal(keys[0], (batch, PIXELS, 1))
+    return pixels + 0.05 * jax.random.normal(keys[1], shape)
+
+
+def draw_trained(batch: int) -> jax.Array:
+    """Cosines f32[batch, 1024, n] of the packaged model's n prompts a class, on its pictures."""
+    segmenter = otseg_jax.load("shapes")
+    model, text, spec = segmenter.model, segmenter.text, segmenter.spec
+    count = -(-batch // len(text))
+    pictures = shapes.Shapes("val", size=count, image_size=8 * 32, seed=0, words=spec.dataset)
+    photos = [pictures[i]["image"] for i in range(count)]
+    image = jnp.asarray((np.stack(photos) - np.array(spec.mean)) / np.array(spec.std), jnp.float32)
+
+    @jax.jit
+    def compare(image):
+        whole, pixels = model.embed(image)
+        return decoder.cosine(model.describe(whole, text), pixels)
+
+    return compare(image).reshape(-1, PIXELS, text.shape[1])[:batch]
 
 
 def updates_needed(similarity, epsilon: float, tolerance: float) -> int:
@@ -213,6 +243,32 @@ def forward(similarity, epsilon: float, tolerance: float, budget: float) -> dict
     report["scan"]["updates"] = count
     solved = solve(similarity, epsilon=epsilon, tolerance=tolerance)
     report["ours"]["steps"] = int(solved.steps.max())
+    return report
+
+
+def scores(similarity, epsilon: float, budget: float) -> dict:
+    """Time of every method's alignment of pixels with classes, `mps`, and what Sinkhorn needs."""
+    count = scan_count(similarity, epsilon, TOLERANCE)
+
+    def of_plan(plan_of):
+        return lambda s: s.shape[-2] * s.shape[-1] * jnp.sum(plan_of(s) * s, axis=-1)
+
+    functions = {
+        "ours": lambda s: mps(s, epsilon=epsilon),
+        "scan": lambda s: mps(s, epsilon=epsilon, iterations=count),
+        "ott_log": of_plan(lambda s: ott_plan(s, epsilon, lse_mode=True)),
+        "ott_kernel": of_plan(lambda s: ott_plan(s, epsilon, lse_mode=False)),
+    }
+    runs, report = compile_all(functions, similarity)
+    with jax.enable_x64(True):
+        exact = mps(similarity[:20].astype(jnp.float64), epsilon=epsilon, tolerance=1e-12)
+    for name, run in runs.items():
+        error = np.abs(np.asarray(run()[:20], np.float64) - np.asarray(exact)).max()
+        report[name]["error"] = float(error)
+    for name, seconds in time_in_turn(runs, budget).items():
+        report[name] |= describe(seconds)
+    report["scan"]["updates"] = count
+    report["ours"]["steps"] = int(solve(similarity, epsilon=epsilon).steps.max())
     return report
 
 
@@ -373,10 +429,23 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "looser_tolerance": LOOSER,
         "pixels": PIXELS,
+        "regimes": {},
         "cases": [],
     }
     if arguments.more:
         results = json.loads(path.read_text())
+    problems, prompts, epsilon = HEADLINE
+    draws = {
+        "random": lambda: draw(problems, prompts),
+        "clip": lambda: draw_like_clip(problems, prompts),
+        "trained": lambda: draw_trained(problems),
+    }
+    for regime, similarities in draws.items():
+        if arguments.quick or regime in results["regimes"]:
+            continue
+        results["regimes"][regime] = scores(similarities(), epsilon, arguments.budget)
+        tqdm.write(json.dumps({regime: results["regimes"][regime]}, indent=1))
+        path.write_text(json.dumps(results, indent=1) + "\n")
     done = [(c["problems"], c["prompts"], c["epsilon"]) for c in results["cases"]]
     cases = [(20, 6, 0.05)] if arguments.quick else [c for c in CASES if c not in done]
     for problems, prompts, epsilon in tqdm(cases, unit="case"):

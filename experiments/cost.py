@@ -119,8 +119,9 @@ def _walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Product]
         if primitive in ("dot_general", "conv_general_dilated"):
             kernel = next(filter(None, map(name, operands)), "")
             yield Product(kernel, _multiply_adds(equation))
-        elif primitive == "convert_element_type":
-            names[equation.outvars[0]] = name(operands[0])  # a kernel in bf16 is still that kernel
+        elif primitive in ("convert_element_type", "reshape"):
+            # a kernel in bf16, or with its axes put together, is still that kernel
+            names[equation.outvars[0]] = name(operands[0])
         chosen = primitive == "cond" and operands[0] in platforms
         if chosen:
             operands = operands[1:]

@@ -6,9 +6,7 @@ trains on.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import paths, settings, sharding, text
+from otseg_jax import paths, processes, settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
-from otseg_jax.data import classes, folders, inspect, pipeline, regimes, shapes, transforms
+from otseg_jax.data import classes, folders, inspect, regimes, shapes
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.otseg import FROZEN, TRAINABLE
 from otseg_jax.settings import Settings
-from otseg_jax.weights import clip, names, source
+from otseg_jax.weights import clip, hub, names, source
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.towers import Stated
 
@@ -59,14 +57,29 @@ class Experiment:
         return Record(self.spec, self.settings)
 
 
+@processes.together
 def settings_of(config: ml_collections.ConfigDict) -> Settings:
     """The plain settings that a configuration (`configs/common.py`) asks for; `settings.check`."""
-    options = settings.check(config.to_dict())
+    given = settings.check(config.to_dict())
+    if given.clip.tokenizer:
+        hub.tokenizer(given.clip.tokenizer)  # before the work
+    # a run may go on in another folder
+    source, tokenizer = _absolute(given.clip.source), _absolute(given.clip.tokenizer)
+    start = str(paths.resolve(given.init_from)) if given.init_from else ""
+    clip = replace(given.clip, source=source, tokenizer=tokenizer)
+    options = replace(given, clip=clip, init_from=start)
     for doubt in settings.doubts(options):
         LOGGER.warning(doubt)
     return options
 
 
+def _absolute(name: str) -> str:
+    """The whole path of what is here, else the name as it is."""
+    here = name not in ("", "random") and paths.local(name).exists()
+    return str(paths.local(name)) if here else name
+
+
+@processes.together
 def open_split(options: Settings, split: str) -> Split:
     """Index one split, "train" or "val", of the data set; errors as of `folders.index`."""
     data = options.data
@@ -84,6 +97,7 @@ def open_split(options: Settings, split: str) -> Split:
     )
 
 
+@processes.together
 def check_labels(options: Settings, *, train: Split | None, val: Split) -> None:
     """Look at some masks before the work, and tell once what looks like a mistake.
 
@@ -100,55 +114,12 @@ def check_labels(options: Settings, *, train: Split | None, val: Split) -> None:
         if split is train:
             unseen = known.unseen
             regime = regimes.resolve(options.regime, num_classes=len(known), unseen=unseen)
-        found = inspect.inspect(split, regime)
+        found = inspect.inspect(split, regime, threads=options.data.threads)
         problems += [f"{name}: {problem}" for problem in found.problems]
         for doubt in found.doubts:
             LOGGER.warning("%s: %s", name, doubt)
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def train_batches(options: Settings, split: Split, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's share of the batches of a run, from step `start` on."""
-    data = options.data
-    transform = partial(
-        transforms.for_train,
-        crop=data.crop,
-        scale=data.scale,
-        ratio=data.ratio,
-        max_class_fraction=data.max_class_fraction,
-        hue=data.hue,
-        mean=data.mean,
-        std=data.std,
-    )
-    return pipeline.train_batches(
-        split,
-        transform,
-        batch_size=options.train.batch_size,
-        seed=options.seed,
-        start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=data.threads,
-        buffer=data.buffer,
-    )
-
-
-def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
-    """The classes alone, without the photos; `listing` is a file `name,split` of other ones.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or a data set without known classes.
-    """
-    dataset, root = options.data.dataset, options.data.root
-    if not listing and dataset != "folder":
-        return classes.VOCABULARIES[dataset]
-    if not listing and not root:
-        raise ValueError(
-            f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split), or "
-            "--config.data.root=DIR, where classes.csv lies"
-        )
-    return classes.read(paths.local(listing or Path(root) / "classes.csv"))
 
 
 def load_clip(
@@ -166,7 +137,7 @@ def load_clip(
     """
     found = source.find(place, stated=stated)
     if found.kind == "model":
-        model = pretrained.with_tokenizer(pretrained.read(found.path), stated.tokenizer)
+        model = pretrained.as_stated(pretrained.read(found.path), stated, str(place))
         return replace(model, clip=model.clip.resized(image_size))
     if found.clip is None:
         raise ValueError(
@@ -195,6 +166,11 @@ def open_clip(options: Settings) -> Pretrained:
             LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
             said = Stated(tokenizer=said.tokenizer)  # the rest was said of the other
         place = options.init_from
+    if place == "random" and any(said):
+        raise ValueError(
+            "--config.clip.source=random has the sizes of clip.random and the built-in tokenizer: "
+            "leave clip.vision_heads, clip.text_heads, clip.activation and clip.tokenizer away"
+        )
     if place == "random":
         drawn = clip.draw(asdict(options.clip.random), image_size=crop, seed=options.seed)
         return Pretrained(clip=drawn, origin=Origin(name=place, format=place))
@@ -219,33 +195,38 @@ def embed(
             width=loaded.vision_config.embed_dim,
             first=options.model.one_prompt,
         )
-        made_by = names.fingerprint({"embeddings": embeddings})
+        made_by, read_by = names.fingerprint({"embeddings": embeddings}), ""
     elif isinstance(found, Model) and found.spec.vocabulary_hash == text.vocabulary_hash(
         *words, found.spec.text_fingerprint
     ):
         embeddings, made_by = found.embeddings, found.spec.text_fingerprint
+        read_by = found.spec.tokenizer_fingerprint
     else:
         embeddings = loaded.embed(*words, cache=options.text.cache)
-        made_by = loaded.text_fingerprint
+        made_by, read_by = loaded.text_fingerprint, loaded.tokenizer_fingerprint
     return embeddings, replace(
         described,
         clip_source=found.origin.name,
         clip_fingerprint=loaded.fingerprint,
         text_fingerprint=made_by,
         vocabulary_hash=text.vocabulary_hash(*words, made_by),
+        tokenizer_fingerprint=read_by,
     )
 
 
+@processes.together
 def assemble(
     options: Settings,
     vocabulary: classes.Vocabulary,
     *,
     mesh: Mesh | None = None,
     transport: Transport | None = None,
+    trained: bool = False,
 ) -> Experiment:
     """Build everything but the data, on the devices of a mesh.
 
     Args:
+        trained: for weights that were trained with these settings, so that they are no choice.
         mesh: None: as `options.mesh` says.
         transport: solver of transport plans; None: as `options.model` says.
 
@@ -261,6 +242,8 @@ def assemble(
         raise ValueError(
             f"data.crop={options.data.crop} is not a multiple of the tower's patch, {patch} pixels"
         )
+    if not trained:
+        tell_normalisation(options, found.clip)
     embeddings, described = embed(spec.describe(options, vocabulary), found, options)
     graphdef, trainable, frozen = build(options, found.clip, mesh, transport)
     unseen = vocabulary.unseen
@@ -278,14 +261,31 @@ def assemble(
     )
 
 
+def tell_normalisation(options: Settings, loaded: Clip) -> None:
+    """Say where photos are normalised otherwise than in the CLIP's own training."""
+    used = (options.data.mean, options.data.std)
+    if loaded.normalisation is None or np.allclose(loaded.normalisation, used, rtol=1e-3):
+        return
+    mean, std = (",".join(f"{value:.8g}" for value in part) for part in loaded.normalisation)
+    near = np.allclose(loaded.normalisation, used, rtol=0.25)
+    LOGGER.log(
+        logging.INFO if near else logging.WARNING,
+        "data.mean=%s and data.std=%s are not those that the CLIP was trained with (OTSeg's "
+        "published models took ImageNet's): for these, --config.data.mean=%s --config.data.std=%s",
+        *used,
+        mean,
+        std,
+    )
+
+
 def build(
     options: Settings, loaded: Clip, mesh: Mesh, transport: Transport | None = None
 ) -> tuple[Any, Any, Any]:
     """The model around a CLIP: its graph, what is trained (as drawn) and what is frozen."""
 
     def make() -> SegmentationModel:
-        vision, dtype, rngs = loaded.vision_config, jnp.dtype(options.dtype), nnx.Rngs(options.seed)
-        return options.model.build(vision, transport=transport, dtype=dtype, rngs=rngs)
+        vision, rngs = loaded.vision_config, nnx.Rngs(options.seed)
+        return options.model.build(vision, transport=transport, dtype=options.dtype, rngs=rngs)
 
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     trainable, frozen = states

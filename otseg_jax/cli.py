@@ -7,6 +7,7 @@ each of its fields is a flag. Those of the repository come with an installed pac
 
 import ast
 import difflib
+import dis
 import importlib.util
 import logging
 import os
@@ -22,6 +23,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from otseg_jax import interrupt
+
 PACKAGE = Path(__file__).parent
 # an installed package has them inside, the repository beside the package
 CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), None)
@@ -36,9 +39,11 @@ COMMANDS = {
 
 def check_command(module: str) -> None:
     """Leave the process with the list of commands where `python -m module` is none of them."""
-    ours = module.partition(".")[0] == "otseg_jax"  # another program may import this package
-    if ours and module.removesuffix(".__main__") not in COMMANDS:
+    if module.partition(".")[0] != "otseg_jax":
+        return  # another program imports this package
+    if module.removesuffix(".__main__") not in COMMANDS:
         sys.exit(f"error: {module} is no command; there are {command_list()}")
+    interrupt.end_at_once()
 
 
 def command_list() -> str:
@@ -142,7 +147,7 @@ def load(name: str) -> ConfigDict:
 
 def _locate(file: str) -> Path | None:
     """The file of that name, else the packaged configuration of the name."""
-    path = Path(file).expanduser()
+    path = Path(os.path.expanduser(file))  # noqa: PTH111 (pathlib raises where there is no user)
     packaged = [CONFIGS / path.name] if CONFIGS and path.parent == Path("configs") else []
     return next(
         (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None
@@ -150,9 +155,10 @@ def _locate(file: str) -> Path | None:
 
 
 def _offer_configs(path: Path) -> None:
-    """Let a configuration file import `configs`: its own neighbours, and the packaged ones."""
+    """Let a configuration file import `configs`: its own neighbours, ours, then those from here."""
     near = [path.parent] if path.parent.name == "configs" else []
-    places = [*near, Path("configs").absolute(), *([CONFIGS] if CONFIGS else [])]
+    # another project that it is started in may have a `configs/common.py` too
+    places = [*near, *([CONFIGS] if CONFIGS else []), Path("configs").absolute()]
     package = types.ModuleType("configs")
     package.__path__ = [str(place) for place in places]
     # no folder on `sys.path`: what else lies in it would become importable too
@@ -256,20 +262,31 @@ def run(work: Callable[[], None]) -> None:
     """Do the work; leave the process with a message where our own code refused.
 
     What our own code raises is an answer to whoever typed the command; what a library raises is a
-    fault of ours, and keeps its traceback. After a request to stop the status is 130.
+    fault of ours, and keeps its traceback. After a request to stop, Ctrl-C or SIGTERM, the status
+    is 130, and what was being written is whole or absent.
     """
     try:
-        work()
+        with interrupt.raised():
+            work()
     except (ValueError, OSError) as error:
         if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        print(stop, file=sys.stderr)
         sys.exit(130)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error itself, rather than a library that it called."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return PACKAGE in Path(raised_in).resolve().parents
+    """Whether a `raise` of this package made an error, rather than something that it called.
+
+    Where the traceback ends in our code is not enough: JAX takes its own frames out of it, and
+    what is written in C has none.
+    """
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and PACKAGE in Path(code.co_filename).resolve().parents

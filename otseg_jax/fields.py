@@ -73,11 +73,11 @@ MANY = 10**9  # steps or images; more is a slip, and overflows int32 soon
 Count = Annotated[int, Field(ge=0, le=MANY, strict=True)]
 Positive = Annotated[int, Field(ge=1, le=MANY, strict=True)]
 Few = Annotated[int, Field(ge=1, le=4096, strict=True)]  # devices, threads, layers
+Width = Annotated[int, Field(ge=1, le=2**16, strict=True)]  # channels
 Devices = Annotated[int, Field(le=4096, strict=True), AfterValidator(_devices)]
 Pixels = Annotated[int, Field(ge=1, le=8192, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Rate = Annotated[Number, Field(gt=0)]
+Rate = Annotated[float, within(0, 10)]  # of learning; more diverges, whatever is trained
 Weight = Annotated[float, within(0, 1e6)]
 Fraction = Annotated[float, within(0, 1)]
 Side = Annotated[float, within(1, 65536)]
@@ -85,7 +85,7 @@ Channel = Annotated[float, within(0, 255)]
 Sides = Annotated[tuple[Side, Side], AfterValidator(_long_first)]
 Factor = Annotated[float, within(0.01, 100)]
 Factors = Annotated[tuple[Factor, Factor], AfterValidator(_low_first)]
-Spread = Annotated[float, Field(gt=0, le=255, strict=True, allow_inf_nan=False)]
+Spread = Annotated[float, within(0.001, 255)]
 Channels = tuple[Channel, Channel, Channel]
 Place = Annotated[str, AfterValidator(_place)]
 LocalPlace = Annotated[str, AfterValidator(_local)]
@@ -96,20 +96,32 @@ CheckpointName = Annotated[str, AfterValidator(_checkpoint)]
 
 def problems_of(error: pydantic.ValidationError) -> list[str]:
     """What pydantic found, one line a field: "train.steps=0: wanted …"."""
-    found = []
+    found = dict[str, str]()
     for problem in error.errors():
         name, given = name_of(problem), f"={problem['input']!r}: "
+        key = line = f"{name}{given}"
         if problem["type"] == "value_error":  # our own words, of a field or of several
-            name = "" if isinstance(problem["input"], Mapping) else name + given
-            found.append(f"{name}{problem['ctx']['error']}")
+            several = isinstance(problem["input"], Mapping)
+            line = f"{'' if several else line}{problem['ctx']['error']}"
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            # the last that is missing tells how many there should be
+            key = name.rpartition(".")[0]
+            line = f"{key}{given}{_count(problem['loc'][-1] + 1, len(problem['input']))}"
         elif problem["type"] == "missing":
-            found.append(f"{name} is missing")
+            line = f"{name} is missing"
+        elif problem["type"] == "too_long":
+            line += _count(problem["ctx"]["max_length"], problem["ctx"]["actual_length"])
         elif problem["type"] == "unexpected_keyword_argument":
-            found.append(f"{name}{given}there is no such field")
+            line += "there is no such field"
         else:
             wanted = re.sub(r"^\w+ should (be|have) | after validation.*", "", problem["msg"])
-            found.append(f"{name}{given}wanted {wanted}")
-    return found
+            line += f"wanted {wanted}"
+        found[key] = line
+    return [*found.values()]
+
+
+def _count(wanted: int, got: int) -> str:
+    return f"wanted {wanted} values with commas between them, got {got}"
 
 
 def name_of(problem: Mapping[str, Any]) -> str:

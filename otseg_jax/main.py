@@ -18,7 +18,7 @@ import sys
 import jax
 from absl import flags
 
-from otseg_jax import build, cli
+from otseg_jax import build, cli, compile_cache, processes
 from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
@@ -33,7 +33,7 @@ MODE = flags.DEFINE_enum(
 MULTIHOST = flags.DEFINE_bool(
     "multihost",
     False,
-    "Call jax.distributed.initialize() first: TPU pods and SLURM",
+    "Join the other processes of this run: TPU pods, SLURM and Open MPI",
     flag_values=FLAGS,
 )
 
@@ -44,12 +44,18 @@ def main(argv: list[str]) -> None:
     if rest:
         sys.exit(f"error: unexpected arguments {rest}: fields are set as --config.NAME=…")
     cli.quiet_libraries()
-    if MULTIHOST.value:
-        jax.distributed.initialize()
-        if jax.process_index():
-            cli.say_nothing()
-    work = {"train": loop.train, "eval": report.evaluate}[MODE.value]
-    cli.run(lambda: work(build.settings_of(config), str(WORKDIR.value)))
+    run = {"train": loop.train, "eval": report.evaluate}[MODE.value]
+
+    def work() -> None:
+        if MULTIHOST.value:
+            processes.start()
+            if jax.process_index():
+                cli.say_nothing()
+        options = build.settings_of(config)
+        compile_cache.keep(options.compile_cache)
+        run(options, str(WORKDIR.value))
+
+    cli.run(work)
 
 
 if __name__ == "__main__":

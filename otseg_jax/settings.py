@@ -22,7 +22,6 @@ from otseg_jax.fields import (
     Few,
     Fraction,
     LocalPlace,
-    Number,
     Pixels,
     Place,
     Positive,
@@ -32,6 +31,7 @@ from otseg_jax.fields import (
     Switch,
     Templates,
     Weight,
+    Width,
     name_of,
     problems_of,
     within,
@@ -57,10 +57,10 @@ class Mesh:
 class TowerSizes:
     """Sizes of an untrained tower."""
 
-    width: Positive
+    width: Width
     layers: Few
     heads: Few
-    mlp_width: Positive
+    mlp_width: Width
 
 
 @_ONLY_THESE
@@ -69,7 +69,7 @@ class ClipSizes:
     """Sizes of an untrained CLIP."""
 
     patch_size: Pixels
-    embed_dim: Positive
+    embed_dim: Width
     vision: TowerSizes
     text: TowerSizes
 
@@ -80,10 +80,10 @@ class ClipSource:
     """Which CLIP; `random` holds the sizes of untrained towers, the rest is as in `Stated`."""
 
     source: Annotated[LocalPlace, Field(min_length=1)]
-    vision_heads: Count = 0  # runs of before have none of these four
-    text_heads: Count = 0
+    vision_heads: Annotated[int, within(0, 4096)] = 0  # runs of before have none of these four
+    text_heads: Annotated[int, within(0, 4096)] = 0
     activation: Literal["", "quick_gelu", "gelu"] = ""
-    tokenizer: str = ""
+    tokenizer: LocalPlace = ""
     random: ClipSizes
 
 
@@ -134,9 +134,9 @@ class Train:
 
     steps: Positive
     batch_size: Annotated[int, within(1, 65536)]
-    accumulate: Positive
-    learning_rate: Rate
-    end_learning_rate: Annotated[Number, Field(ge=0)]
+    accumulate: Annotated[int, within(1, 65536)]
+    learning_rate: Annotated[Rate, Field(gt=0)]
+    end_learning_rate: Rate
     power: Annotated[float, within(0, 100)]
     warmup: Count
     warmup_ratio: Fraction
@@ -171,7 +171,8 @@ class Settings:
 
     regime: Literal[regimes.NAMES]  # type: ignore[valid-type]
     seed: Annotated[int, within(0, 2**32 - 1)]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "tensorfloat32", "bfloat16"]
+    compile_cache: LocalPlace
     init_from: Place
     init_step: Count
     mesh: Mesh
@@ -255,8 +256,11 @@ _FIT: Sequence[tuple[Sequence[str], Callable[..., bool], str]] = (
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
 
-def check(fields: Mapping[str, Any]) -> Settings:
+def check(fields: Mapping[str, Any], *, where: str = "config") -> Settings:
     """Settings of nested plain fields, checked before anything is read or compiled.
+
+    Args:
+        where: they come from, for messages.
 
     Raises:
         ValueError: every problem, named by its field, in one message.
@@ -274,7 +278,7 @@ def check(fields: Mapping[str, Any]) -> Settings:
             values = [given[name] for name in names]
             problems += [] if fit(*values) else [words.format(*values)]
     if problems or found is None:
-        raise ValueError(f"config: {'; '.join(problems)}")
+        raise ValueError(f"{where}: {'; '.join(problems)}")
     return found
 
 

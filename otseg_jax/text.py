@@ -24,6 +24,7 @@ from otseg_jax.models.clip import TextTower
 LOGGER = logging.getLogger(__name__)
 
 SIZES = (16, 64, 256)  # of batches of texts
+ODD = ("Äpfel  U+12 it's", "a\t\u0301 <|endoftext|> b")  # read otherwise by other normalisers
 
 
 def fill(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -118,6 +119,16 @@ def holds_tokenizer(folder: Path) -> bool:
 def vocabulary_size(tokenizer: str | Path) -> int:
     """How many token ids a tokenizer has; errors as of `tokenise`."""
     return len(_load_tokenizer(tokenizer))
+
+
+def tokenizer_fingerprint(tokenizer: str | Path) -> str:
+    """SHA-256 of what decides a tokenizer's ids, whatever files it lies in; errors as there."""
+    clip = _load_tokenizer(tokenizer)
+    model = json.loads(clip.backend_tokenizer.to_str())["model"]
+    # a merge is a pair, or one text in older files
+    merges = [pair.split() if isinstance(pair, str) else pair for pair in model["merges"]]
+    content = [sorted(model["vocab"].items()), merges, clip(list(ODD))["input_ids"]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _load_tokenizer(source: str | Path) -> CLIPTokenizer:

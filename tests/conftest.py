@@ -16,9 +16,13 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile each program once: whole runs in several tests are the same to XLA."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Compile each program once, the small ones too: a session and its commands share them."""
+    folder = str(config.cache.mkdir("xla"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # commands that tests start share it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def _external(name: str) -> Path:

@@ -4,11 +4,14 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -89,10 +92,7 @@ def installed(tmp_path_factory):
 
 def python(folder, site, *arguments):
     """Run Python in a folder, with an installed package; its status and what it printed."""
-    # what this session has compiled, another process need not
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    environment = os.environ | cache | {"PYTHONPATH": str(site)}
+    environment = os.environ | {"PYTHONPATH": str(site)}
     options = {"capture_output": True, "text": True, "env": environment, "check": False}
     ended = subprocess.run([sys.executable, *arguments], cwd=folder, **options)
     return ended.returncode, ended.stdout + ended.stderr
@@ -124,6 +124,10 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
     (tmp_path / "elsewhere" / "mine.py").write_text(mine)
     load = f"from otseg_jax import cli; print(cli.load('{tmp_path}/elsewhere/mine.py').train.steps)"
     assert python(tmp_path, installed, "-c", load) == (0, "7\n")
+    # wherever it is started: another project has such a folder too
+    (tmp_path / "theirs" / "configs").mkdir(parents=True)
+    (tmp_path / "theirs" / "configs" / "common.py").write_text("raise SystemExit('not ours')")
+    assert python(tmp_path / "theirs", installed, "-c", load) == (0, "7\n")
     # neighbours in a folder `configs` of one's own come first
     (tmp_path / "elsewhere").rename(tmp_path / "configs")
     own = (ROOT / "configs" / "common.py").read_text().replace('"seed": 0', '"seed": 5')
@@ -150,3 +154,33 @@ def test_a_program_of_another_package_runs(tmp_path):
         text=True,
     )
     assert (ran.returncode, ran.stdout) == (0, "runs\n"), ran.stderr
+
+
+RAISES = {
+    "raise ValueError('ours')": True,
+    "def make(): raise FileNotFoundError('ours')\njax.jit(make)()": True,
+    "jnp.broadcast_to(jnp.ones(2), 3)": False,
+    "jax.jit(lambda: jnp.broadcast_to(jnp.ones(2), 3))()": False,
+    "np.ones(4).reshape(3)": False,
+    "int('x')": False,
+    "open('/no/such/file')": False,
+}
+
+
+@pytest.mark.parametrize("code", RAISES)
+def test_only_what_this_package_raises_is_one_line(code):
+    """JAX takes its frames out of a traceback, and C has none: both end in our own code."""
+    program = compile(code, cli.PACKAGE / "sample.py", "exec")
+    names = {"jax": jax, "jnp": jax.numpy, "np": np}
+    with pytest.raises(SystemExit if RAISES[code] else (ValueError, OSError)):
+        cli.run(lambda: exec(program, names))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_is_one_line_and_130(number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: [os.kill(os.getpid(), number), time.sleep(60)])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped: the same command begins again\n"
+    assert signal.getsignal(number) == before

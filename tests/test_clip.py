@@ -163,8 +163,8 @@ def test_native_positions_are_not_touched():
 
 
 def test_remat_changes_neither_values_nor_gradients():
-    plain, remat = vision_tower(layers=2), vision_tower(layers=2, remat=True)
-    image, prompts = normal(2, 16, 16, 3), normal(2, 2, 5, 24, seed=1)
+    plain, remat = vision_tower(layers=6), vision_tower(layers=6, remat=True)
+    image, prompts = normal(2, 16, 16, 3), normal(6, 2, 5, 24, seed=1)
 
     def loss(tower):
         graphdef, state = nnx.split(tower)
@@ -176,12 +176,13 @@ def test_remat_changes_neither_values_nor_gradients():
 
         return jax.value_and_grad(run, argnums=(0, 1, 2)), state
 
-    def rematerialised(function, state):
-        return str(jax.make_jaxpr(function)(state, image, prompts)).count("remat")
+    def stored(function, state):
+        program = jax.jit(function).lower(state, image, prompts).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
     (one, state), (two, same_state) = loss(plain), loss(remat)
-    assert rematerialised(one, state) == 0
-    assert rematerialised(two, same_state) >= 2
+    # XLA for CPU undoes `jax.checkpoint`, so that the program is looked at and not its source
+    assert stored(two, same_state) < 0.7 * stored(one, state)
     want, got = jax.jit(one)(state, image, prompts), jax.jit(two)(same_state, image, prompts)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):

@@ -181,7 +181,9 @@ def test_values_without_a_meaning_are_named(tmp_path):
 
 def test_many_values_without_a_meaning_are_counted(tmp_path):
     path = _save_16_bit(tmp_path / "a.png", np.arange(1_000).reshape(20, 50))
-    with pytest.raises(ValueError, match=r"a.png holds the values \[847, .*, 856\] and 143 more, "):
+    with pytest.raises(
+        ValueError, match=r"a.png holds the values \[847, .*, 856, and 143 more\], "
+    ):
         decode.mask(path, codings.plain_coding(847, hint="fix it"))
 
 

@@ -140,12 +140,6 @@ def test_gradient_of_a_zero_weight_is_zero():
         assert np.all((np.asarray(gradient) == 0) == (np.asarray(weights) == 0))
 
 
-def test_forward_mode_is_refused():
-    similarity = jnp.asarray(random_similarity(4))
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(sinkhorn, (similarity,), (similarity,))
-
-
 @pytest.mark.parametrize("epsilon", [0.05, 0.01])
 def test_a_problem_has_the_same_bits_in_any_batch(epsilon):
     if jax.default_backend() != "cpu":

@@ -183,7 +183,7 @@ def test_another_vocabulary_is_refused(finished, tmp_path):
     options = small.settings(
         init_from=str(finished), **{"text.embeddings": str(tmp_path / "text.npy")}
     )
-    with pytest.raises(ValueError, match="vocabulary hash") as error:
+    with pytest.raises(ValueError, match="its text embeddings are not these") as error:
         report.evaluate(options, tmp_path / "out")
     assert is_ours(error.value)
     assert not (tmp_path / "out").exists()
@@ -223,7 +223,7 @@ def test_a_run_of_an_earlier_version_says_what_to_do(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(4, {"trainable": {"x": np.zeros(1, np.float32)}}, meta)
     for work in (loop.train, report.evaluate):
-        with pytest.raises(ValueError, match=r"earlier otseg_jax.*another --workdir") as error:
+        with pytest.raises(ValueError, match=r"another version.*another --workdir") as error:
             work(small.settings(), tmp_path)
         assert is_ours(error.value)
 
@@ -332,7 +332,9 @@ def test_another_class_list_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    options = small.settings(**{"train.learning_rate": 1e30, "train.warmup": 0})
+    options = small.settings(**{"train.warmup": 0})
+    # above what a configuration may ask for, in place of a loss that is no number by chance
+    options = replace(options, train=replace(options.train, learning_rate=1e30))
     with pytest.raises(ValueError, match=r"at step \d.*lower --config\.train\.learning_rate"):
         loop.train(options, tmp_path)
 

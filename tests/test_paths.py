@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import small
 
-from otseg_jax import build, paths, text
+from otseg_jax import paths, text
 from otseg_jax.checkpoints import restore
-from otseg_jax.convert import convert
+from otseg_jax.convert import convert, published
 from otseg_jax.training import loop
 from otseg_jax.weights import hub, source
 
@@ -52,7 +52,7 @@ def test_weights_and_classes_by_the_name_that_was_typed(home):
     assert text.vocabulary_size("~/clip/tokenizer") > 100
     (home / "classes.csv").write_text("name,split\ncat,seen\ndog,unseen\n")
     options = small.settings(**{"data.dataset": "folder", "data.root": "~"})
-    assert build.vocabulary_of(options).names == ("cat", "dog")
-    assert build.vocabulary_of(options, "~/classes.csv").names == ("cat", "dog")
+    assert published.vocabulary_of(options).names == ("cat", "dog")
+    assert published.vocabulary_of(options, "~/classes.csv").names == ("cat", "dog")
     np.save(home / "text.npy", np.ones((2, 1, 4), np.float32))
     assert text.read_embeddings("~/text.npy", classes=2, templates=1, width=4).shape == (2, 1, 4)

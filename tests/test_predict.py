@@ -219,6 +219,9 @@ def test_the_offset_goes_by_names_trained_with_labels():
     as_trained = inductive.offsets(trained.classes)
     assert set(np.flatnonzero(as_trained)) == set(trained.vocabulary.seen)
     np.testing.assert_array_equal(inductive.offsets(trained.classes[::-1]), as_trained[::-1])
+    # as the text tower reads them: ADE20K's "bed " is the "bed" that somebody asks for
+    spaced = replace(inductive, classes=tuple(f"{name} " for name in trained.classes))
+    np.testing.assert_array_equal(spaced.offsets(text.check_words(spaced.classes)), as_trained)
     foreign = [seen, unseen, "hippo"]
     np.testing.assert_array_equal(inductive.offsets(foreign), [0, 0, 0])
     np.testing.assert_array_equal(inductive.offsets(foreign, 0.5), [0.5, 0, 0])
@@ -230,7 +233,7 @@ def test_adopt_leaves_the_settings_of_the_caller(caplog):
     asked = small.settings("supervised", **{"text.templates": ("the {}.",)})
     copy = small.settings("supervised", **{"text.templates": ("the {}.",)})
     caplog.set_level("INFO")
-    adopted = spec.adopt(asked, segmenter().spec)
+    adopted = spec.adopt(asked, segmenter().spec, None)
     assert asked == copy
     assert adopted.text.templates == segmenter().spec.templates
     assert "text.templates=" in caplog.text

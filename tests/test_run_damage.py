@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from test_run import META, abstract, assert_same, contents, run_schedule, tiny
 
+from otseg_jax.checkpoints import restore, spec
 from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.cli import is_ours
+from otseg_jax.data import shapes
 
 
 def spoil(file: Path, how: str) -> None:
@@ -203,3 +207,54 @@ def test_restores_onto_other_devices(tmp_path: Path) -> None:
     assert ran.stdout == "done\n", ran.stderr
     with Checkpoints(tmp_path) as checkpoints:
         assert_same(checkpoints.restore(2, abstract(state)), state)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A workdir with step 1, evaluated."""
+    save(tmp_path, 1)
+    return tmp_path
+
+
+def state(step: int) -> dict[str, np.ndarray]:
+    return {"x": np.full(3, step, np.float32)}
+
+
+def save(workdir: Path, step: int) -> None:
+    """As the next step of a training there: the one before it is deleted, unless it is the best."""
+    described = spec.describe(small.settings(), shapes.Shapes("val", size=1).vocabulary)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        record = spec.Record(described, small.settings())
+        checkpoints.save(step, {"trainable": state(step)}, record.to_json())
+        checkpoints.judge(step, {"hiou": float(step)})
+
+
+@pytest.mark.parametrize("wanted", ["latest", "best"])
+def test_a_step_deleted_before_it_is_restored_gives_way_to_the_next(run, wanted, caplog):
+    caplog.set_level("INFO", logger="otseg_jax")
+    found = restore.find(run, wanted)
+    save(run, 2)
+    assert found.restore(state(0))["x"].tolist() == [2, 2, 2]
+    assert "as the training there goes on (now there: step 2); best, half and" in caplog.text
+    assert f"choosing {wanted} again" in caplog.text
+
+
+def test_a_named_step_that_was_deleted_is_told(run):
+    found = restore.find(run, "1")
+    save(run, 2)
+    with pytest.raises(ValueError, match=r"step 1 of .* was deleted .*: step 2\);") as told:
+        found.restore(state(0))
+    assert is_ours(told.value)
+
+
+def test_a_step_deleted_while_it_is_read_gives_way_to_the_next(run):
+    """The files of step 1 vanish between the look at its description and that at its arrays."""
+
+    def work(checkpoints, step, record):
+        if step < 3:
+            save(run, step + 1)
+        return step, checkpoints.restore(step, {"trainable": state(0)})["trainable"]["x"].tolist()
+
+    assert restore.read(run, "latest", work) == (3, [3, 3, 3])
+    with pytest.raises(ValueError, match=r"step 3 of .* was deleted .*now there: step 4\);"):
+        restore.read(run, "3", lambda *read: (save(run, 4), read[0].read_text(3)))

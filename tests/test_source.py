@@ -1,6 +1,9 @@
 """CLIP in every format that it is published in: the same leaves, or one clear error."""
 
+import ast
 import json
+import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,14 +13,17 @@ import numpy as np
 import openai_clip
 import pytest
 import safetensors.torch
+import small
 import torch
 from flax import serialization
 from safetensors.numpy import save_file
 from test_hugging_face import torch_clip
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
+from configs import common
 from otseg_jax import build
-from otseg_jax.convert import write
+from otseg_jax.convert import convert, write
+from otseg_jax.data import classes
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.weights import clip, files, hugging_face, openai, rules, source
 from otseg_jax.weights.towers import Stated
@@ -190,6 +196,70 @@ def test_open_clip_folders_tell_heads_and_activation(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"open_clip_config\.json does not describe a ViT CLIP"):
         source.find(tmp_path)
+
+
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("preprocessor_config.json", lambda m, s: {"image_mean": m, "image_std": s}),
+        (
+            "processor_config.json",
+            lambda m, s: {"image_processor": {"image_mean": m, "image_std": s}},
+        ),
+        ("open_clip_config.json", lambda m, s: {"preprocess_cfg": {"mean": m, "std": s}}),
+    ],
+)
+def test_the_normalisation_of_a_clip_is_read(hf, tmp_path, name, told):
+    folder = tmp_path / "clip"
+    shutil.copytree(hf, folder)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    assert source.find(folder).clip.normalisation is None
+    (folder / name).write_text(json.dumps(told(*map(list, OPENAI))))
+    loaded = source.find(folder).clip
+    assert np.allclose(loaded.normalisation, common.CLIP)
+    for wrong in ([0.5, 0.5], [122.0, 116.0, 104.0], "mean"):
+        (folder / name).write_text(json.dumps(told(wrong, wrong)))
+        with pytest.raises(ValueError, match=rf"{name} does not tell the mean and the standard"):
+            source.find(folder)
+
+
+def test_a_clip_keeps_its_normalisation(hf, tmp_path):
+    shutil.copytree(hf, tmp_path / "clip")
+    told = {"image_mean": OPENAI[0], "image_std": OPENAI[1]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(told))
+    convert(str(tmp_path / "clip"), tmp_path / "model")
+    convert(str(tmp_path / "model"), tmp_path / "out", format="hf")
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "out")
+    np.testing.assert_allclose((processor.image_mean, processor.image_std), OPENAI, rtol=1e-6)
+
+
+def test_another_normalisation_is_told_with_the_flags_that_mend_it(hf, tmp_path, caplog):
+    folder = tmp_path / "clip"
+    shutil.copytree(hf, folder)
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(half))
+    loaded = source.find(folder).clip
+    caplog.set_level("INFO", logger="otseg_jax")
+
+    def lines(**fields):
+        caplog.clear()
+        build.tell_normalisation(small.settings(**fields), loaded)
+        return [(r.levelname, r.getMessage()) for r in caplog.records]
+
+    ((level, line),) = lines()
+    assert level == "WARNING"
+    mend = re.findall(r"--config\.(data\.\w+)=(\S+)", line)
+    assert lines(**{name: ast.literal_eval(values) for name, values in mend}) == []
+    near = {"data.mean": (120.0,) * 3, "data.std": (120.0,) * 3}
+    assert [level for level, _ in lines(**near)] == ["INFO"]
+    np.save(tmp_path / "text.npy", np.ones((20, 2, 24), np.float32))
+    fields = {"clip.source": str(folder), "text.embeddings": str(tmp_path / "text.npy")}
+    caplog.clear()
+    build.assemble(small.settings(**fields), classes.VOCABULARIES["shapes"])
+    assert line in caplog.messages
 
 
 def test_every_openai_leaf_goes_back(tmp_path):

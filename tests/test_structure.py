@@ -11,8 +11,9 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
-    {"ot", "cli", "paths", "sharding"},
-    {"data", "fields"},
+    {"interrupt"},
+    {"ot", "cli", "paths", "processes", "sharding"},
+    {"data", "fields", "compile_cache"},
     {"models"},
     {"settings"},
     {"text"},

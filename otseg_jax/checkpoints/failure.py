@@ -1,4 +1,4 @@
-"""A save that failed: its one line, and what it left half-written."""
+"""A save that failed: its one line, and what it left half-written; a step that was deleted."""
 
 import errno
 import os
@@ -13,6 +13,17 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
 
 class SaveError(OSError):
     """A checkpoint could not be written; those before it are untouched."""
+
+
+class Deleted(ValueError):
+    """A step was there, and was deleted while it was read."""
+
+    def __init__(self, directory: str, step: int, steps: Iterable[int]) -> None:
+        """`steps` are those that are there now."""
+        super().__init__(
+            f"step {step} of {directory} was deleted while it was read, as the training there goes "
+            f"on (now there: {listing(steps)}); best, half and latest are kept"
+        )
 
 
 def reason(error: Exception) -> str:

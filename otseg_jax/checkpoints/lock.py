@@ -1,59 +1,126 @@
-"""A workdir belongs to one command at a time: two would mix their logs and checkpoints."""
+"""A workdir belongs to one command at a time: two would mix their logs and checkpoints.
+
+Two files lie there meanwhile. The system locks the first, and lets go of it where the process is
+killed, be it on another machine. The second names the process, and holds where the first cannot:
+it was removed by hand, or the file system locks no files.
+"""
 
 import contextlib
+import errno
+import logging
 import os
-import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 import jax
 
-from otseg_jax import paths
+from otseg_jax import paths, processes
 
-NAME = "run.lock"  # lies in the workdir while a command writes there, and says which one
+NAME = "run.lock"
+OWNER = "run.owner"  # of filelock's format: a dead process of this machine holds nothing by it
+# what file systems say that lock no files
+UNABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+LOGGER = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
-    """Hold a workdir until the block ends; the system lets go of it where the process is killed.
+    """Hold a workdir until the block ends, or the process.
 
-    Of several processes of one run the first holds it. Works between the processes of a machine,
-    and as far as a network's file system locks files. Reading needs no hold.
+    Of several processes of one run the first holds it. Reading needs no hold.
 
     Raises:
         ValueError: another process holds it, or it cannot be written; nothing was changed.
     """
     folder = paths.check_writable(workdir)
-    # asked this way, as the devices may be busy with the run that holds the workdir
-    if jax.distributed.is_initialized() and jax.process_index():
+    with contextlib.ExitStack() as held:
+        processes.together(held.enter_context)(_held(folder))
         yield folder
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    if jax.distributed.is_initialized() and jax.process_index():
+        yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with paths.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / NAME)
-        try:
-            held.acquire(timeout=0)
-        except filelock.Timeout:
-            raise _in_use(folder) from None
-        (folder / NAME).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    before = _owner(folder)
+    with contextlib.ExitStack() as held:
+        with paths.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.callback(_remove_empty, made)  # what is refused leaves no empty folder
+            locked = _lock(folder, held)
+            _own(folder, held, locked=locked)
+        if before:
+            LOGGER.info("%s was in use by %s, which is gone", folder, before)
+        yield
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Have the system lock the first file; whether it can."""
+    path = folder / NAME
+    # filelock's own way out would be to keep the marker in this file, for one of these systems
+    lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # the folder may be gone, and it is no longer needed
-            (folder / NAME).unlink()
-        held.release()
-        with contextlib.suppress(OSError):  # what was refused leaves no empty folder
-            for path in made:
-                path.rmdir()
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise _in_use(folder) from None
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
+        path.unlink(missing_ok=True)
+        return False
+    mine = path.stat()
+    held.callback(lock.release)
+
+    def remove() -> None:
+        # while it is locked: who has it open already finds no name on it, and makes another
+        with contextlib.suppress(OSError):
+            if os.path.samestat(path.stat(), mine):
+                path.unlink()
+
+    held.callback(remove)
+    return True
 
 
-def _in_use(folder: Path) -> ValueError:
-    holder = ""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        holder = (folder / NAME).read_text()
+def _own(folder: Path, held: contextlib.ExitStack, *, locked: bool) -> None:
+    """Put this process into the second file."""
+    marker = filelock.SoftFileLock(folder / OWNER)
+    try:
+        marker.acquire(timeout=0)
+    except filelock.Timeout as busy:
+        # filelock names whom it cannot look for, on another machine: it would have the first file
+        elsewhere = "held by" in str(busy)
+        if not (locked and elsewhere):
+            raise _in_use(folder, locked=locked) from None
+        marker.break_lock()
+        marker.acquire(timeout=0)
+    held.callback(marker.release)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _owner(folder: Path) -> str:
+    """Who is in the second file, "" if nobody."""
+    try:
+        process, host, *_ = (folder / OWNER).read_text().splitlines()
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / OWNER).stat().st_mtime))
+    except (OSError, ValueError):  # it is being written, or somebody else wrote it
+        return ""
+    return f"process {process} on {host.partition('?')[0]} since {since}"
+
+
+def _in_use(folder: Path, *, locked: bool = True) -> ValueError:
+    unsure = f", remove {folder / OWNER} if that is gone (the file system locks no files)"
     return ValueError(
-        f"--workdir={folder} is in use by {holder or 'another process'}: wait until it ends, or "
-        f"choose another --workdir (--mode=eval with --config.init_from={folder} reads beside it)"
+        f"--workdir={folder} is in use by {_owner(folder) or 'another process'}: wait until it "
+        f"ends{'' if locked else unsure}, or choose another --workdir (--mode=eval with "
+        f"--config.init_from={folder} reads beside it)"
     )

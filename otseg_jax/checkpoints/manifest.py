@@ -7,6 +7,7 @@ Paths are `pathlib.Path`, or `epath.Path` for buckets. The list of files lies in
 import functools
 import json
 import math
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -81,6 +82,21 @@ def damage(folder: Any, item: str) -> list[str]:
             cut = f"is {got[0]} bytes long, wanted {wanted[0]}"
             problems.append(f"{name} {cut if got[0] != wanted[0] else 'has other contents'}")
     return problems
+
+
+def is_deleted(folder: Any) -> bool:
+    """Whether a folder in which something is missing is gone: wait while it is being deleted."""
+    before = -1
+    while folder.exists():
+        try:
+            left = sum(1 for _ in _files(folder))
+        except FileNotFoundError:
+            left = 0
+        if left == before:
+            return False
+        before = left
+        time.sleep(0.02)
+    return True
 
 
 def _files(folder: Any) -> Iterator[Any]:

@@ -32,7 +32,9 @@ from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.weights import files, hub, names
 from otseg_jax.weights.clip import Clip
+from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
+from otseg_jax.weights.towers import Stated
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
 PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
@@ -92,6 +94,7 @@ class _ClipPart:
     fingerprint: str
     text_fingerprint: str
     logit_scale: float | None
+    normalisation: Normalisation | None = None
 
 
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
@@ -137,6 +140,7 @@ def write_into(folder: Path, model: Pretrained) -> None:
             fingerprint=clip.fingerprint,
             text_fingerprint=clip.text_fingerprint,
             logit_scale=clip.logit_scale,
+            normalisation=clip.normalisation,
         ),
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
@@ -166,6 +170,7 @@ def read(source: str | Path) -> Pretrained:
         text_fingerprint=config.clip.text_fingerprint,
         tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
         logit_scale=config.clip.logit_scale,
+        normalisation=config.clip.normalisation,
     )
     spec = config.model
     if spec is None:
@@ -186,11 +191,39 @@ def read(source: str | Path) -> Pretrained:
     )
 
 
-def with_tokenizer(model: Given, name: str) -> Given:
-    """The same model with the tokenizer of this name, if there is one."""
-    if not name:
+def as_stated(model: Given, stated: Stated, where: str) -> Given:
+    """The same model with the tokenizer that is stated; the rest it tells itself.
+
+    Raises:
+        FileNotFoundError: there is no such tokenizer.
+        ValueError: it tells other heads or another activation, or was trained with another
+            tokenizer.
+    """
+    clip = model.clip
+    text_heads = clip.text_config.heads if clip.text_config else 0
+    told = (clip.vision_config.heads, text_heads, clip.vision_config.activation)
+    for name, said, fact in zip(Stated._fields, stated[:3], told, strict=False):
+        if said and said != fact:
+            raise ValueError(
+                f"{where} tells {name}={fact} itself: leave --{name}={said} (in a configuration "
+                f"clip.{name}) away"
+            )
+    if not stated.tokenizer:
         return model
-    return replace(model, clip=replace(model.clip, tokenizer=hub.tokenizer(name)))
+    new = replace(clip, tokenizer=hub.tokenizer(stated.tokenizer))
+    if isinstance(model, Model):
+        check_tokenizer(model.spec.tokenizer_fingerprint or clip.tokenizer_fingerprint, new, where)
+    return replace(model, clip=new)
+
+
+def check_tokenizer(trained: str, clip: Clip, where: str) -> None:
+    """Refuse, with a ValueError, another tokenizer than the one of this fingerprint."""
+    here = clip.tokenizer_fingerprint
+    if trained and here and trained != here:
+        raise ValueError(
+            f"{clip.tokenizer} is not the tokenizer that {where} was trained with: put that one "
+            "there, or leave --tokenizer (in a configuration clip.tokenizer) away if it was given"
+        )
 
 
 def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
@@ -202,6 +235,7 @@ def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
     clip = found.clip
     size, large = clip.vision_config.image_size, method.method == "clearclip"
     window, short = (2 * size, 2 * size) if large else (size, 3 * size // 2)
+    mean, std = clip.normalisation or (transforms.CLIP_MEAN, transforms.CLIP_STD)
     described = Spec(
         dataset="",
         classes=(),
@@ -211,8 +245,8 @@ def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
         regime="training_free",
         model=method,
         outputs=method.outputs(),
-        mean=transforms.CLIP_MEAN,
-        std=transforms.CLIP_STD,
+        mean=mean,
+        std=std,
         scale=(2048.0, float(short)),
         window=window,
         stride=window // 2,
@@ -220,6 +254,7 @@ def untrained(found: Pretrained, method: TrainingFreeConfig) -> Model:
         clip_source=found.origin.name,
         clip_fingerprint=clip.fingerprint,
         text_fingerprint=clip.text_fingerprint,
+        tokenizer_fingerprint=clip.tokenizer_fingerprint,
     )
     nothing = np.zeros((0, len(described.templates), clip.vision_config.embed_dim), np.float32)
     return Model(clip=clip, origin=found.origin, spec=described, trained={}, embeddings=nothing)

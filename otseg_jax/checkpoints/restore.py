@@ -1,34 +1,43 @@
 """Trained weights by name, wherever they are: a step of a run, or a model directory."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from otseg_jax import paths
+from otseg_jax import paths, processes
 from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax.checkpoints.failure import Deleted
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
+from otseg_jax.settings import Settings
 from otseg_jax.weights import names, source
 
 CHECKPOINTS = "checkpoints"  # folder of a run
+LOGGER = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Trained(NamedTuple):
     """Weights that were found, and how to get them."""
 
     spec: Spec
+    settings: Settings | None  # of its run; None: a model directory
     where: str  # what was found, for messages
     restore: Callable[[Any], Any]  # trainable state → it with these weights, on its devices
 
 
-def find(place: str | Path, wanted: str = "latest") -> Trained:
+@processes.together
+def find(place: str | Path, wanted: str = "latest", *, flag: str = "checkpoint") -> Trained:
     """Find trained weights.
 
     Args:
         place: workdir of a run, or model directory (which holds one step, whatever is wanted).
         wanted: "latest", "best", "half" (of the schedule), or a step.
+        flag: what `wanted` is called where it is given, for messages.
 
     Raises:
         FileNotFoundError, ValueError: no such run or step, a CLIP alone, or what is damaged.
@@ -36,35 +45,71 @@ def find(place: str | Path, wanted: str = "latest") -> Trained:
     if source.is_model(place):
         found = pretrained.read(place)
         model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
-        return Trained(model.spec, str(place), lambda state: _assigned(state, model, str(place)))
-    folder = paths.resolve(place) / CHECKPOINTS
-    with Checkpoints(folder) as checkpoints:
-        step, record = choose(checkpoints, wanted, place)
+        return Trained(
+            model.spec, None, str(place), lambda state: _assigned(state, model, str(place))
+        )
+    step, record = read(place, wanted, lambda _, step, record: (step, record), flag=flag)
 
     def restore(state: Any) -> Any:
-        with Checkpoints(folder) as checkpoints:
+        def weights(checkpoints: Checkpoints, step: int, record: Record) -> Any:
             return checkpoints.restore(step, {"trainable": state})["trainable"]
 
-    return Trained(record.spec, f"{place}, step {step}", restore)
+        return read(place, wanted, weights, chosen=step, flag=flag)
+
+    return Trained(record.spec, record.settings, f"{place}, step {step}", restore)
 
 
-def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[int, Record]:
+def read(
+    place: str | Path,
+    wanted: str,
+    work: Callable[[Checkpoints, int, Record], Result],
+    *,
+    chosen: int | None = None,
+    flag: str = "checkpoint",
+) -> Result:
+    """Read a step of a run, while a training may go on there that deletes what it keeps no longer.
+
+    Args:
+        place: workdir.
+        wanted: as of `find`; latest and best are chosen again where the step was deleted.
+        work: reads what is wanted of a step.
+        chosen: the step that was chosen before; None: choose one.
+        flag: as of `find`.
+
+    Raises:
+        FileNotFoundError, ValueError: as of `find`, and what `work` raises.
+    """
+    while True:
+        with Checkpoints(paths.resolve(place) / CHECKPOINTS) as checkpoints:
+            try:
+                if chosen is not None and chosen not in (steps := checkpoints.steps()):
+                    raise Deleted(checkpoints.directory, chosen, steps)
+                step, record = choose(checkpoints, str(chosen or wanted), place, flag=flag)
+                return work(checkpoints, step, record)
+            except Deleted as deleted:
+                if wanted not in ("latest", "best"):
+                    raise
+                LOGGER.info("%s: choosing %s again", deleted, wanted)
+                chosen = None
+
+
+def choose(
+    checkpoints: Checkpoints, wanted: str, place: str | Path, *, flag: str = "checkpoint"
+) -> tuple[int, Record]:
     """The step of a run that is wanted, and its record; as of `find`."""
     if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
         steps = checkpoints.steps()
-        raise ValueError(
-            f"eval.checkpoint={wanted!r}: choose latest, best, half or a step of {steps}"
-        )
+        raise ValueError(f"{flag}={wanted!r}: choose latest, best, half or a step of {steps}")
     step = checkpoints.best_step() if wanted == "best" else checkpoints.latest_step()
     if step is None and checkpoints.steps():
         raise ValueError(
             f"{place}: none of its steps {checkpoints.steps()} has an evaluation, so none is best: "
-            "choose --config.eval.checkpoint=latest, or a step"
+            f"choose {flag}=latest, or a step"
         )
     if step is None:
         raise FileNotFoundError(
             f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "
-            "finished run or a model directory with --config.init_from"
+            "finished run or a model directory"
         )
     if wanted.isdecimal():
         step = int(wanted)
@@ -74,8 +119,7 @@ def choose(checkpoints: Checkpoints, wanted: str, place: str | Path) -> tuple[in
         if step not in (steps := checkpoints.steps()):
             raise ValueError(
                 f"{place} holds no step {step}, the half of its {record.settings.train.steps}: its "
-                f"length was changed when that was past. Choose one of {steps}: "
-                "--config.init_step=N, or --config.eval.checkpoint=N"
+                f"length was changed when that was past. Choose {flag}=N, one of {steps}"
             )
         record = _read(checkpoints, step, place)
     return step, record

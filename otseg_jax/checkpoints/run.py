@@ -23,8 +23,9 @@ from jaxtyping import Float32
 
 from otseg_jax import paths
 from otseg_jax.checkpoints import manifest
-from otseg_jax.checkpoints.failure import SaveError, listing, reason, remove_unfinished
+from otseg_jax.checkpoints.failure import Deleted, SaveError, listing, reason, remove_unfinished
 from otseg_jax.checkpoints.retention import Retention
+from otseg_jax.data.lists import some
 from otseg_jax.weights import names
 
 LOGGER = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class Checkpoints:
         for step in self._manager.all_steps():
             try:
                 self._retention.judge(step, self._metrics(step))
+            except Deleted:
+                pass  # by a training that goes on here
             except ValueError as error:
                 self._retention.keep(step)
                 LOGGER.warning("%s; it is kept, and cannot be the best", error)
@@ -156,7 +159,7 @@ class Checkpoints:
         problems += strange
         if problems:
             raise ValueError(
-                f"cannot save step {step} to {self.directory}: {names.joined(problems)}"
+                f"cannot save step {step} to {self.directory}: {some(problems, mark='; ')}"
             )
 
         items = {
@@ -216,7 +219,7 @@ class Checkpoints:
         problems = names.differences(self._record(step)["leaves"], names.describe(targets))
         if problems:
             raise ValueError(
-                f"{self.directory}/{step} does not fit this model: {names.joined(problems)}. "
+                f"{self.directory}/{step} does not fit this model: {some(problems, mark='; ')}. "
                 "Use the configuration that it was trained with (read_meta returns it)"
             )
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -250,16 +253,18 @@ class Checkpoints:
 
     def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
         self._check_present(step)
-        cause = None
-        problems = manifest.damage(self._manager.directory / str(step), item)
-        if not problems:
-            try:
+        cause, folder = None, self._manager.directory / str(step)
+        try:
+            if not (problems := manifest.damage(folder, item)):
                 return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-            except Exception as error:  # tensorstore has no type for damage
-                problems, cause = [reason(error)], error
+        except Exception as error:  # tensorstore has no type for damage
+            problems, cause = [reason(error)], error
+        if manifest.is_deleted(folder):
+            self._manager.reload()
+            raise Deleted(self.directory, step, self.steps())
         others = listing({*self.steps()} - {step})
         raise ValueError(
-            f"{item} of {self.directory}/{step} is damaged: {names.joined(problems)}. Put a "
+            f"{item} of {self.directory}/{step} is damaged: {some(problems, mark='; ')}. Put a "
             f"copy in its place, or use another step (there: {others}); nothing was changed"
         ) from cause
 

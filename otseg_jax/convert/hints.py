@@ -10,7 +10,7 @@ HELP = {
     "tokenizer": "Tokenizer to put inside: folder, hub name or shapes-clip",
     "classes": "CSV file name,split, where the configuration has none",
     "clip": "CLIP of a workdir, where it lies elsewhere now",
-    "checkpoint": "Of a workdir: latest, best or a step",
+    "checkpoint": "Of a workdir: latest, best, half or a step",
     "image_size": "Resize a CLIP's positions to this side, pixels; 0: as stored",
     "vision_heads": "Attention heads; 0: as the file tells, or the published tower of its sizes",
     "text_heads": "Attention heads; 0: as of --vision_heads",
@@ -30,9 +30,10 @@ class Hints(NamedTuple):
     vision_heads: int = 0
     text_heads: int = 0
     activation: str = ""
+    flag: str = "--checkpoint"  # what `checkpoint` is called where it is given, for messages
 
     @property
     def stated(self) -> Stated:
         """What is said of a CLIP, here or else in the settings' `clip`."""
         own = Stated(self.vision_heads, self.text_heads, self.activation, self.tokenizer)
-        return Stated.of(own, build.stated(self.settings) if self.settings else None)
+        return Stated.first_told(own, build.stated(self.settings) if self.settings else None)

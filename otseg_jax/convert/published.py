@@ -6,11 +6,12 @@ them, and what the file does note of its classes is compared with these.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
-from otseg_jax import build
+from otseg_jax import build, paths
 from otseg_jax.checkpoints import spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin
@@ -19,6 +20,7 @@ from otseg_jax.data import classes
 from otseg_jax.models import methods
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.otseg import OTSegConfig
+from otseg_jax.settings import Settings
 from otseg_jax.weights import clip, files, hub, mmseg, names, openai, rules
 from otseg_jax.weights.rules import Rule
 from otseg_jax.weights.towers import Stated
@@ -50,13 +52,13 @@ def load(stored: files.Stored, origin: Origin, hints: Hints) -> tuple[Model, tup
     except ValueError as error:
         raise ValueError(f"{where} is no OTSeg or ZegCLIP checkpoint: {error}") from error
     files.check_finite(leaves, where)
-    vocabulary = build.vocabulary_of(options, hints.classes)
+    vocabulary = vocabulary_of(options, hints.classes)
     _check_vocabulary(vocabulary, stored, where)
 
     towers = {n: leaf for n, leaf in leaves.items() if n.startswith(("vision/", "text/"))}
     # where the embeddings are given, nobody has asked for a tokenizer
-    place = "" if options.text.embeddings else options.clip.source
-    tokenizer = hub.tokenizer(hints.stated.tokenizer or place) or None
+    place = hints.stated.tokenizer or ("" if options.text.embeddings else options.clip.source)
+    tokenizer = hub.tokenizer(place) if place else None
     loaded = clip.identified(towers, vision, words, name=where, tokenizer=tokenizer)
     embeddings, described = build.embed(
         spec.describe(options, vocabulary),
@@ -79,7 +81,7 @@ def _towers(
 ) -> tuple[VisionConfig, TextConfig | None]:
     """Sizes of the towers; there may be no text tower in the file."""
     # the original programs know no other activation than OpenAI's
-    stated = Stated.of(hints.stated, Stated(activation="quick_gelu"))
+    stated = Stated.first_told(hints.stated, Stated(activation="quick_gelu"))
     prefix = "text_encoder."
     words = prefix if any(name.startswith(prefix) for name in arrays) else None
     return openai.configs(arrays, "backbone.", words, where, stated)
@@ -104,6 +106,23 @@ def _model_config(
         prompt_blocks=0 if deep == blocks else deep,
         decoder_layers=len(found),
     )
+
+
+def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
+    """The classes alone, without the photos; `listing` is a file `name,split` of other ones.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or a data set without known classes.
+    """
+    dataset, root = options.data.dataset, options.data.root
+    if not listing and dataset != "folder":
+        return classes.VOCABULARIES[dataset]
+    if not listing and not root:
+        raise ValueError(
+            f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split), or "
+            "--config.data.root=DIR, where classes.csv lies"
+        )
+    return classes.read(paths.local(listing or Path(root) / "classes.csv"))
 
 
 def _check_vocabulary(vocabulary: classes.Vocabulary, stored: files.Stored, where: str) -> None:

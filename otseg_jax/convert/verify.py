@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from tabulate import tabulate
 
+from otseg_jax import paths
 from otseg_jax.checkpoints import pretrained
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.convert import write as writers
@@ -71,10 +72,11 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def write(path: Path, report: Mapping[str, Any]) -> list[Path]:
     """Write `path`.parity.md and `path`.parity.json; returns their paths."""
-    markdown, data = Path(f"{path}.parity.md"), Path(f"{path}.parity.json")
-    markdown.write_text(to_markdown(report), encoding="utf-8")
-    data.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return [markdown, data]
+    told = {"md": to_markdown(report), "json": json.dumps(report, indent=1) + "\n"}
+    for kind, text in told.items():
+        with paths.atomic(f"{path}.parity.{kind}") as part:
+            part.write_text(text, encoding="utf-8")
+    return [Path(f"{path}.parity.{kind}") for kind in told]
 
 
 def _round_trip(loaded: Loaded, dest: Path, format: str) -> tuple[Arrays, Arrays]:

@@ -26,7 +26,7 @@ from otseg_jax.models import methods
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.outputs import mix, upsample
 from otseg_jax.models.transformer import TowerConfig
-from otseg_jax.weights import hugging_face, mmseg, names, rules, torch_write
+from otseg_jax.weights import hugging_face, mmseg, names, normalisation, rules, torch_write
 from otseg_jax.weights.clip import Clip
 
 BUCKET = 32  # classes of a StableHLO artifact are padded to a multiple of it
@@ -100,6 +100,9 @@ def to_hugging_face(dest: str | Path, model: Pretrained) -> None:
         (folder / hugging_face.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if clip.tokenizer is not None:
             text.save_tokenizer(clip.tokenizer, folder)
+        if clip.normalisation is not None:
+            size = clip.vision_config.image_size
+            normalisation.write(folder, clip.normalisation, image_size=size)
 
 
 def hugging_face_arrays(clip: Clip) -> dict[str, np.ndarray]:
@@ -172,7 +175,7 @@ def load_stablehlo(source: str | Path) -> Callable[..., np.ndarray]:
         FileNotFoundError: the folder holds no artifact.
         ValueError: a damaged artifact.
     """
-    path = Path(source) / ARTIFACT
+    path = paths.local(source) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: make it with --format=stablehlo")
     try:

@@ -124,12 +124,11 @@ def read_listing(path: Path, *, exact: bool = False) -> Listing:
     classes = [cells for _, cells in lines if cells[1:2] != ["ignore"]]
     if not exact and not problems:
         # the text tower reads names in lower case, so that both would be one class to it
-        spelt = Counter(_spelt(cells[0]) for cells in classes)
-        if alike := {cells[0]: 0 for cells in classes if spelt[_spelt(cells[0])] > 1}:
+        times = Counter(spelt(cells[0]) for cells in classes)
+        if alike := {cells[0]: 0 for cells in classes if times[spelt(cells[0])] > 1}:
             problems.append(f"names repeat, capitals and blanks aside: {lists.some([*alike])}")
     if problems:
-        more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-        raise ValueError(f"{path}: " + "; ".join(problems[:5] + more))
+        raise ValueError(f"{path}: {lists.some(problems, mark='; ')}")
     ignored = tuple(k for k, (_, cells) in enumerate(lines) if cells[1] == "ignore")
     hexadecimal = (bytes.fromhex(cells[2]) for _, cells in lines if len(cells) > 2)
     colours = [(red, green, blue) for red, green, blue in hexadecimal]
@@ -169,7 +168,13 @@ def _cells(path: Path, exact: bool) -> tuple[list[str], list[tuple[int, list[str
     return header, below
 
 
-def _spelt(name: str) -> str:
+def spelt(name: str) -> str:
+    """A name as the text tower reads it: names that agree in this are one class to it.
+
+    Example:
+        >>> spelt("Bed ") == spelt("bed")
+        True
+    """
     return " ".join(name.lower().split())
 
 

@@ -113,9 +113,9 @@ def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     ids = coding.table[values]
     if (meaningless := ids == MEANINGLESS).any():
         wrong = np.unique(values[meaningless]).tolist()
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(
-            f"{path} holds the values {wrong[:10]}{more}, wanted {coding.wanted}: {coding.hint}"
+            f"{path} holds the values [{some(wrong, most=10)}], wanted {coding.wanted}: "
+            f"{coding.hint}"
         )
     return ids
 

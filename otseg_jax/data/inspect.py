@@ -2,14 +2,18 @@
 
 Masks are read as files hold them, so that values without a meaning are counted like all others,
 with the files that they are in. A sample finds what is wrong with the whole of a data set, not what
-is wrong with one file.
+is wrong with one file; where it finds a file that is wrong, all are read.
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+from tqdm import tqdm
 
 from otseg_jax.data import codings, decode
 from otseg_jax.data.classes import IGNORE, Vocabulary
@@ -48,25 +52,34 @@ class Findings:
     doubts: list[str] = field(default_factory=list)
 
 
-def inspect(split: Folder | Shapes, regime: Regime | None, *, sample: int = SAMPLE) -> Findings:
+def inspect(
+    split: Folder | Shapes, regime: Regime | None, *, sample: int = SAMPLE, threads: int = 1
+) -> Findings:
     """Look at the masks of a split.
 
     Args:
         regime: what is learnt from it; None: nothing, it is for evaluation.
         sample: at most so many masks, evenly spaced; 0 for all. Up to 16 times as many are looked
-            at while they hold nothing to learn from.
+            at while they hold nothing to learn from, and all where one is wrong.
+        threads: that read all of them.
     """
     found = Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
     every = -(-len(split) // sample) if sample else 1
     for i in range(0, len(split), every):
-        _count(split, i, found)
+        _add(found, _read(split, i))
     for i in range(0, len(split), -(-every // 16)):
-        if not regime or found.problems or found.files or _teaches(found, regime):
+        if not regime or found.problems or found.wrong or _teaches(found, regime):
             break
         if i % every:
-            _count(split, i, found)
-    if len(found.problems) > 5:
-        found.problems[5:] = [f"and {len(found.problems) - 5} more"]
+            _add(found, _read(split, i))
+    if (found.problems or found.wrong) and found.masks < found.total:
+        # whoever mends one wants to know of all
+        found = Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
+        with ThreadPoolExecutor(threads) as pool:
+            masks = pool.map(partial(_read, split), range(len(split)))
+            for mask in tqdm(masks, "All masks", len(split), delay=2, unit="mask", leave=False):
+                _add(found, mask)
+    found.problems = [some(found.problems, mark="; ")] if found.problems else []
     if isinstance(split, Folder) and found.files:
         found.problems.append(_wrong(split.coding, found))
     if regime and not found.problems:
@@ -76,26 +89,42 @@ def inspect(split: Folder | Shapes, regime: Regime | None, *, sample: int = SAMP
     return found
 
 
-def _count(split: Folder | Shapes, i: int, found: Findings) -> None:
-    """Add a mask to what was found."""
-    found.masks += 1
+class _Mask(NamedTuple):
+    """The counts of one mask, or what is wrong with its file."""
+
+    pixels: Int64[np.ndarray, " k"]
+    ignored: int = 0
+    values: dict[int, int] = {}  # noqa: RUF012 (never changed)
+    wrong: dict[int, int] = {}  # noqa: RUF012
+    file: str = ""
+    problem: str = ""
+
+
+def _read(split: Folder | Shapes, i: int) -> _Mask:
+    classes = len(split.vocabulary)
     if isinstance(split, Shapes):
         ids = split[i]["label"]
-    else:
-        table = split.coding.table
-        try:
-            values = decode.read_values(split.labels[i], split.coding)
-        except (ValueError, OSError) as error:
-            found.problems.append(str(error))
-            return
-        ids, counts = table[values], np.bincount(values.ravel(), minlength=len(table))
-        held = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
-        wrong = {value: n for value, n in held.items() if table[value] == codings.MEANINGLESS}
-        found.values.update(held)
-        found.wrong.update(wrong)
-        found.files += [str(split.labels[i])] * bool(wrong)
-    found.ignored += int((ids == IGNORE).sum())
-    found.pixels += np.bincount(ids[ids >= 0], minlength=len(found.pixels))
+        return _Mask(np.bincount(ids[ids >= 0], minlength=classes), int((ids == IGNORE).sum()))
+    table, file = split.coding.table, split.labels[i]
+    try:
+        values = decode.read_values(file, split.coding)
+    except (ValueError, OSError) as error:
+        return _Mask(np.zeros(classes, np.int64), problem=str(error))
+    ids, counts = table[values], np.bincount(values.ravel(), minlength=len(table))
+    held = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+    wrong = {value: n for value, n in held.items() if table[value] == codings.MEANINGLESS}
+    pixels = np.bincount(ids[ids >= 0], minlength=classes)
+    return _Mask(pixels, int((ids == IGNORE).sum()), held, wrong, str(file))
+
+
+def _add(found: Findings, mask: _Mask) -> None:
+    found.masks += 1
+    found.pixels += mask.pixels
+    found.ignored += mask.ignored
+    found.values.update(mask.values)
+    found.wrong.update(mask.wrong)
+    found.files += [mask.file] * bool(mask.wrong)
+    found.problems += [mask.problem] * bool(mask.problem)
 
 
 def _teaches(found: Findings, regime: Regime) -> bool:

@@ -82,10 +82,10 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def some(problems: Sequence[object]) -> str:
-    """The first five, and how many more there are."""
-    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
-    return ", ".join([*map(str, problems[:5]), *more])
+def some(items: Sequence[object], *, most: int = 5, mark: str = ", ") -> str:
+    """The first few of them in one line, and how many more there are."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return mark.join([*map(str, items[:most]), *more])
 
 
 def _names(line: str, known: dict[str, str]) -> list[str] | None:

@@ -93,7 +93,8 @@ def label_png(path: str | Path, label: LabelMap, palette: Palette) -> None:
         colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
         colours[: len(palette)] = palette
         picture.putpalette(colours.tobytes())
-    picture.save(_make_folder(path), format="PNG", optimize=True)
+    with paths.atomic(paths.local(path)) as part:
+        picture.save(part, format="PNG", optimize=True)
 
 
 def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None:
@@ -126,7 +127,7 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=_FAINT, linewidth=0.6)
     _draw_legend(figure, classes, vocabulary, foot / height)
-    figure.savefig(_make_folder(path), dpi=150)
+    _save(figure, path)
 
 
 def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
@@ -168,13 +169,12 @@ def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
         ax.legend(frameon=False, fontsize=9)
         if unit == "%":
             ax.set_ylim(0.0, 100.0)
-    figure.savefig(_make_folder(path), dpi=150)
+    _save(figure, path)
 
 
-def _make_folder(path: str | Path) -> Path:
-    path = paths.local(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _save(figure: Figure, path: str | Path) -> None:
+    with paths.atomic(paths.local(path)) as part:
+        figure.savefig(part, dpi=150, format="png")
 
 
 def _unknown(label: np.ndarray, classes: int) -> list[int]:

@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from otseg_jax import build, paths
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import lock, restore, spec
+from otseg_jax.checkpoints import compare, lock, restore, spec
 from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import pipeline, transforms
-from otseg_jax.data.classes import Vocabulary
+from otseg_jax.data.classes import Vocabulary, spelt
 from otseg_jax.evaluation import figures, metrics, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
+from otseg_jax.interrupt import StopOnSignal
+from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -40,23 +42,41 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
+        KeyboardInterrupt: the user or the system asked to stop; no results were written.
     """
     with lock.hold(workdir) as held:
         _evaluate(options, held)
 
 
 def _evaluate(options: Settings, workdir: Path) -> None:
-    found = restore.find(options.init_from or workdir, options.eval.checkpoint)
-    adopted = spec.adopt(options, found.spec)
+    place, flag = options.init_from or workdir, "--config.eval.checkpoint"
+    found = restore.find(place, options.eval.checkpoint, flag=flag)
+    adopted = spec.adopt(options, found.spec, found.settings)
     source = build.open_split(adopted, "val")
     build.check_labels(adopted, train=None, val=source)
-    experiment = build.assemble(adopted, source.vocabulary)
-    spec.check_same_model(found.spec, experiment.spec, where=found.where)
+    experiment = build.assemble(adopted, source.vocabulary, trained=True)
+    compare.check_same_model(found, experiment.record)
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
     LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
-    report(experiment, source, weights, workdir, trained=found.spec)
+    with StopOnSignal() as stop:
+
+        def before_photo(number: int) -> None:
+            if any_asked(stop, number):
+                raise KeyboardInterrupt(
+                    f"stopped before photo {number + 1}, without results: the same command begins "
+                    "again"
+                )
+
+        report(
+            experiment,
+            source,
+            weights,
+            workdir,
+            trained=found.spec,
+            before_photo=before_photo,
+        )
 
 
 def report(
@@ -183,12 +203,13 @@ def _resplit(trained: Spec, vocabulary: Vocabulary) -> Vocabulary:
     """
     names = vocabulary.names
     if trained.knows(names):
-        hidden = {trained.classes[k] for k in trained.unseen}
+        hidden = {spelt(trained.classes[k]) for k in trained.unseen}
     else:
-        hidden = {*names} - trained.labelled
-        shared = [name for name in names if name not in hidden]
+        hidden = {*map(spelt, names)} - trained.labelled
+        shared = [name for name in names if spelt(name) not in hidden]
         tqdm.write(
             f"cross-dataset: {len(shared)} of {len(names)} classes carry the name of a class that "
             f"was trained with labels: {', '.join(shared) or 'none'}"
         )
-    return replace(vocabulary, unseen=tuple(k for k, name in enumerate(names) if name in hidden))
+    unseen = tuple(k for k, name in enumerate(names) if spelt(name) in hidden)
+    return replace(vocabulary, unseen=unseen)

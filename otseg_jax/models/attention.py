@@ -13,8 +13,12 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from otseg_jax.models.linear import precision, storage
+
 Heads: TypeAlias = Float[Array, "b t heads c"]
 Head: TypeAlias = Float[Array, "t c"]
+
+_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def attention(
@@ -28,8 +32,10 @@ def attention(
     """
 
     def fused(*inputs: Heads) -> Heads:
-        narrow = (x.astype(dtype) for x in inputs)
-        return jax.nn.dot_product_attention(*narrow, is_causal=causal).astype(query.dtype)
+        factors = (x.astype(storage(dtype)) for x in inputs)
+        with jax.default_matmul_precision(precision(dtype)):
+            mixed = jax.nn.dot_product_attention(*factors, is_causal=causal)
+        return mixed.astype(query.dtype)
 
     by_head = partial(_by_head, causal=causal)
     return jax.lax.platform_dependent(query, key, value, cpu=by_head, default=fused)
@@ -47,7 +53,7 @@ def _attend(query: Head, key: Head, value: Head, causal: bool) -> Head:
 
 
 def _logits(query: Head, key: Head, causal: bool) -> Float[Array, "t t"]:
-    logits = (query * query.shape[-1] ** -0.5) @ key.T
+    logits = _product(query * query.shape[-1] ** -0.5, key.T)
     return jnp.where(jnp.tri(len(query), dtype=bool), logits, -jnp.inf) if causal else logits
 
 
@@ -56,7 +62,7 @@ def _forward(query: Head, key: Head, value: Head, causal: bool):
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = (weights @ value) / total  # divided last: c columns instead of t
+    mixed = _product(weights, value) / total  # divided last: c columns instead of t
     return mixed, (query, key, value, mixed, top + jnp.log(total))
 
 
@@ -65,8 +71,8 @@ def _backward(causal, saved, gradient):
     weights = jnp.exp(_logits(query, key, causal) - normalizer)
     # of softmax: w ⊙ (dw − Σ w·dw), and Σ w·dw = Σ mixed·gradient
     inner = jnp.sum(mixed * gradient, axis=-1, keepdims=True)
-    d_logits = weights * (gradient @ value.T - inner) * query.shape[-1] ** -0.5
-    return d_logits @ key, d_logits.T @ query, weights.T @ gradient
+    d_logits = weights * (_product(gradient, value.T) - inner) * query.shape[-1] ** -0.5
+    return _product(d_logits, key), _product(d_logits.T, query), _product(weights.T, gradient)
 
 
 _attend.defvjp(_forward, _backward)

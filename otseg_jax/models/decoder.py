@@ -69,14 +69,13 @@ def normalize(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
 
 
 def cosine(queries: Queries, pixels: Pixels) -> Pairs:
-    """Cosine similarity of every pixel with every prompt, f32 in [-1, 1].
+    """Cosine similarity of every pixel with every prompt, f32 in [-1, 1]."""
+    return _einsum("bknc,bmc->bkmn", normalize(queries), normalize(pixels))
 
-    HIGHEST precision: TPU and GPU would otherwise multiply in bf16 or TF32, an error that the
-    division by ε = 0.05 makes twenty times larger.
-    """
-    return jnp.einsum(
-        "bknc,bmc->bkmn", normalize(queries), normalize(pixels), precision=jax.lax.Precision.HIGHEST
-    )
+
+# TPU and GPU would multiply in bf16 or TF32, an error that dividing a cosine by ε = 0.05 makes
+# twenty times larger.
+_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: MaybeKey) -> Float[Array, "..."]:
@@ -120,7 +119,7 @@ class SinkhornAttention:
         similarity = cosine(query, key)
         plan = self.transport(similarity)
         # The plan as it is: its columns sum to 1/n, and published weights expect that scale.
-        return jnp.einsum("bkmn,bmc->bknc", drop(plan), value), alignment(plan, similarity)
+        return _einsum("bkmn,bmc->bknc", drop(plan), value), alignment(plan, similarity)
 
 
 @dataclass(frozen=True)
@@ -140,13 +139,8 @@ class CrossAttention:
             rearrange(x, "b t (heads c) -> b t heads c", heads=self.heads)
             for x in (query[:, :, 0], key, value)
         )
-        logits = q.shape[-1] ** -0.5 * jnp.einsum(
-            "bkhc,bmhc->bhkm",
-            q.astype(jnp.float32),
-            k.astype(jnp.float32),
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        collected = jnp.einsum("bhkm,bmhc->bkhc", drop(jax.nn.softmax(logits, axis=-1)), v)
+        logits = q.shape[-1] ** -0.5 * _einsum("bkhc,bmhc->bhkm", q, k)
+        collected = _einsum("bhkm,bmhc->bkhc", drop(jax.nn.softmax(logits, axis=-1)), v)
         return rearrange(collected, "b k heads c -> b k 1 (heads c)"), jnp.mean(logits, axis=1)
 
 

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from otseg_jax.fields import Count, Few, Fraction, Switch, within
+from otseg_jax.fields import Few, Fraction, Switch, within
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
     KINDS,
@@ -33,6 +33,7 @@ from otseg_jax.models.decoder import (
     normalize,
     torch_linear,
 )
+from otseg_jax.models.linear import narrow
 from otseg_jax.models.outputs import Outputs
 
 SINKHORNS = ("implicit", "unrolled")
@@ -67,7 +68,7 @@ class OTSegConfig:
     decoder_layers: Few = 3
     decoder_heads: Few = 8  # of cross-attention; MPSA has one
     prompt_tokens: Few = 10  # visual prompts per block
-    prompt_blocks: Count = 0  # blocks with prompts of their own; 0: all
+    prompt_blocks: Annotated[int, within(0, 4096)] = 0  # blocks with prompts of their own; 0: all
     dropout: Annotated[Fraction, Field(lt=1)] = 0.1  # rate for prompts and decoder
     # weight of the entropy in Sinkhorn, which does not converge below the bound
     epsilon: Annotated[float, within(1e-4, 100)] = 0.05
@@ -182,7 +183,7 @@ class OTSeg(nnx.Module):
     Args:
         vision: sizes of the CLIP tower.
         transport: solver of transport plans; None: the one that `config` asks for.
-        dtype: of the Linear layers' products.
+        dtype: of products, as in `linear`.
 
     Raises:
         ValueError: sizes that do not fit together, named by their config field.
@@ -202,6 +203,7 @@ class OTSeg(nnx.Module):
         self.patch_size = vision.patch_size
         self.transport = config.transport if transport is None else transport
         self.vision = VisionTower(vision, dtype=dtype, remat=config.remat, rngs=rngs)
+        narrow(self.vision)
         self.prompts = VisualPrompts(vision, config, rngs=rngs)
         self.q_proj = torch_linear(2 * vision.embed_dim, vision.embed_dim, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(

@@ -22,6 +22,7 @@ from otseg_jax.models import last_block, pearl, resclip, sc_clip
 from otseg_jax.models.clip import VisionConfig, VisionTower, resize_positions_bicubic
 from otseg_jax.models.decoder import Pixels, Transport, normalize
 from otseg_jax.models.last_block import Tokens, Weights
+from otseg_jax.models.linear import narrow
 from otseg_jax.models.outputs import Outputs
 
 Stages: TypeAlias = Mapping[int, Tokens]  # block → the tokens that enter it
@@ -169,6 +170,7 @@ class TrainingFree(nnx.Module):
         self.vision = VisionTower(
             vision, double_class_embedding=False, resize=resize, dtype=dtype, rngs=rngs
         )
+        narrow(self.vision)
 
     def __call__(
         self, image: Float[Array, "b H W 3"], text: Float[Array, "k n c"]

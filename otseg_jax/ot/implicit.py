@@ -10,7 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from otseg_jax.ot import newton
 from otseg_jax.ot.newton import TINY, Solved, gram, quotient
@@ -105,6 +105,42 @@ def _backward(epsilon, tolerance, residuals, cotangents):
 
 
 solve.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def align(
+    similarity: Float[Array, "*batch n m"],
+    values: Float[Array, "*batch n m"],
+    a: Float[Array, "*batch m"],
+    b: Float[Array, "*batch n"],
+    epsilon: float,
+    tolerance: float,
+) -> tuple[Float[Array, "*batch m"], Int[Array, "*batch"]]:
+    """Σₙ plan·values of every pixel, and the steps, as `solve`; the plan is not stored."""
+
+    def work(similarity, values, a, b):
+        solved = newton.solve(similarity, a, b, epsilon=epsilon, tolerance=tolerance)
+        return jnp.sum(solved.plan * values, axis=-2), solved.steps
+
+    return by_chunks(work, similarity, values, a, b)
+
+
+def _align_forward(similarity, values, a, b, epsilon, tolerance):
+    # with the plan, which the backward pass needs
+    solved = solve(similarity, a, b, epsilon, tolerance)
+    aligned = jnp.sum(solved.plan * values, axis=-2)
+    return (aligned, solved.steps), (values, solved.plan, a)
+
+
+def _align_backward(epsilon, tolerance, residuals, cotangents):
+    del tolerance
+    values, plan, a = residuals
+    aligned = cotangents[0][..., None, :]
+    d_similarity, d_a, d_b = adjoint(aligned * values, plan, a, epsilon)
+    return d_similarity, aligned * plan, d_a, d_b
+
+
+align.defvjp(_align_forward, _align_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -34,6 +34,10 @@ Kernel = Callable[
 ]
 
 
+# marginals are sums of such products, and must be right to 1e-7
+_dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 class Potentials(NamedTuple):
     """v = shift + log(scale): the large part held apart, so that float32 resolves the small one."""
 
@@ -74,8 +78,8 @@ def solve(
     kernel_of, constant, start = start_of(similarity, a, b, epsilon)
     state, constant = _newton(kernel_of, constant, start, a, b, tolerance=tolerance)
     shift, scale = state.potentials
-    weighted = kernel_of(constant, shift) * scale[..., None]
-    plan = weighted * quotient(a, jnp.sum(weighted, axis=-2))[..., None, :]
+    kernel = kernel_of(constant, shift)
+    plan = kernel * scale[..., None] * quotient(a, _rows(kernel, scale))[..., None, :]
     return Solved(plan, shift + jnp.log(scale), state.steps)
 
 
@@ -84,7 +88,7 @@ def _exponentiated(similarity, a, b, epsilon):
     # Behind the barrier there is one kernel; XLA would transpose one for each of its uses.
     kernel = jax.lax.optimization_barrier(jnp.exp((similarity - 1.0) / epsilon))
     # Columns first, as in the log domain below: no sum can underflow.
-    columns = jnp.sum(kernel * a[..., None, :], axis=-1)
+    columns = _dot("...nm,...m->...n", kernel, a)
     return _keep, kernel, Potentials(jnp.zeros_like(b), quotient(b, columns))
 
 
@@ -139,7 +143,7 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
         bold = (state.failures < PATIENCE) & (state.steps < BOLD_STEPS)
         potentials = move(state.potentials, _step(state, b, bold))
         kernel = kernel_of(constant, potentials.shift)
-        edges, columns, error = _measure(kernel * potentials.scale[..., None], a, b)
+        edges, columns, error = _measure(kernel, potentials.scale, a, b)
         accepted = (error < state.error) | ~bold | (state.steps < 0)
         failed = jnp.maximum(8.0 * state.damping, 0.1 / jnp.minimum(state.error, 1.0))
         damping = jnp.where(accepted, state.damping / 4.0, failed)
@@ -180,16 +184,18 @@ def _step(state: State, b, bold):
 
 def _columns(kernel, scale, a):
     """Column sums of kernel·scale once its rows are scaled to a."""
-    rows = jnp.sum(kernel * scale[..., None], axis=-2)
-    columns = jnp.einsum(
-        "...nm,...m->...n", kernel, quotient(a, rows), precision=jax.lax.Precision.HIGHEST
-    )
-    return columns * scale
+    return _dot("...nm,...m->...n", kernel, quotient(a, _rows(kernel, scale))) * scale
 
 
-def _measure(weighted, a, b):
+def _rows(kernel, scale):
+    """Row sums of kernel·scale, which is nowhere written out."""
+    return _dot("...nm,...n->...m", kernel, scale)
+
+
+def _measure(kernel, scale, a, b):
     """Edges of the Laplacian, column sums and their L1 error, once rows are scaled to a."""
-    edges = gram(weighted * quotient(jnp.sqrt(a), jnp.sum(weighted, axis=-2))[..., None, :])
+    rows = quotient(jnp.sqrt(a), _rows(kernel, scale))
+    edges = gram(kernel * (scale[..., None] * rows[..., None, :]))
     columns = jnp.sum(edges, axis=-1)
     return edges, columns, jnp.sum(jnp.abs(columns - b), axis=-1)
 
@@ -216,12 +222,12 @@ def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..
 
 
 def gram(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
-    """x·xᵀ. HIGHEST, and in parts: marginals are sums of it, and they must be right to 1e-7."""
+    """x·xᵀ, of many pixels in parts."""
     if x.shape[-1] <= 4 * PART:  # as good, and faster in one
-        return jnp.einsum("...nm,...km->...nk", x, x, precision=jax.lax.Precision.HIGHEST)
+        return _dot("...nm,...km->...nk", x, x)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % PART)])
     x = x.reshape(*x.shape[:-1], -1, PART)
-    parts = jnp.einsum("...npm,...kpm->...pnk", x, x, precision=jax.lax.Precision.HIGHEST)
+    parts = _dot("...npm,...kpm->...pnk", x, x)
     return jnp.sum(parts, axis=-3)
 
 

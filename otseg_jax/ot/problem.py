@@ -21,6 +21,7 @@ OnError: TypeAlias = Literal["warn", "raise", "nan", "ignore"]
 
 LARGEST_COSINE = 1.01  # as bfloat16 rounds it
 LARGEST_RATIO = 200.0  # of similarity to ε: that of a cosine with ε = 0.005
+ODD_RATIO = 30.0  # half as much again as that of a cosine with ε = 0.05
 
 
 class Problem(NamedTuple):
@@ -142,11 +143,14 @@ def tell(
             "by prompt_weights=mask"
         )
     if found["reach"] > 0:
-        raise ValueError(
+        message = (
             f"similarity reaches {found['reach']:.3g}, and epsilon={found['epsilon']:.3g} is for "
             "cosines in [-1, 1]: divide it by its scale (CLIP's logits by 100), or multiply "
             f"epsilon by that scale (epsilon={found['fits']:.2g} would fit)"
         )
+        if found["useless"] or on_error == "raise":
+            raise ValueError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
     problems = math.prod(gave_up.shape)
     if found["unknown"] and on_error == "raise":
         raise ValueError(f"{found['unknown']} of {problems} transport problems hold a NaN")
@@ -175,10 +179,11 @@ def _findings(problem: Problem, result, gave_up):
 
     unknown = holds(jnp.isnan, similarity, a, b)
     broken = holds(jnp.isnan, result) & ~unknown
-    # no cosines, and no solution; or none that is worth something
-    odd = (size > LARGEST_COSINE) & (broken | (size > LARGEST_RATIO * epsilon))
+    # no cosines, at an ε that is for cosines: no solution, or none that is worth something
+    odd = (size > LARGEST_COSINE) & (broken | (size > ODD_RATIO * epsilon))
     return {
         "infinite": jnp.any(broken & holds(jnp.isinf, similarity)),
+        "useless": jnp.any(odd & (broken | (size > LARGEST_RATIO * epsilon))),
         "reach": jnp.max(size, where=odd, initial=0.0),
         "epsilon": jnp.min(epsilon, where=odd, initial=jnp.inf),
         "fits": jnp.max(size * epsilon, where=odd, initial=0.0),

@@ -67,8 +67,9 @@ def sinkhorn(
         prompt_weights: b, likewise. Where no pixel or no prompt is left, the plan is 0.
         on_error: what to do about a problem that was given up on after 200 steps, or whose
             similarities are no cosines. "warn": such a plan is returned as it is, its columns not
-            met, with a RuntimeWarning; no cosines are a ValueError. "raise": a ValueError for both,
-            and for NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
+            met, with a RuntimeWarning; so are those of similarities above 1 and 30·epsilon, and
+            above 200·epsilon they are a ValueError. "raise": a ValueError for all of these, and for
+            NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
             is also what "warn" does under jit, vmap and grad, where there are no values to look at
             (and "raise" is refused). To look costs a wait for the result.
 
@@ -78,8 +79,8 @@ def sinkhorn(
 
     Raises:
         ValueError: arguments that are no numbers, do not fit or are out of range; see `on_error`.
-        TypeError: forward-mode differentiation of a converged plan (from JAX); use reverse mode,
-            which may be repeated, or a fixed number of iterations.
+        TypeError: forward-mode differentiation of a converged plan; use reverse mode, which may be
+            repeated, or a fixed number of iterations. (In JAX's words where a jit is around it.)
 
     Differs:
         The reference runs up to 100 updates, stops the whole batch together when its mean update
@@ -104,7 +105,7 @@ def sinkhorn(
         prompt_weights=prompt_weights,
         on_error=on_error,
     )
-    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
+    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error)
     plan = jnp.swapaxes(solved.plan, -1, -2)
     tell(problem, plan, gave_up, on_error)
     return plan
@@ -146,10 +147,10 @@ def mps(
         prompt_weights=prompt_weights,
         on_error=on_error,
     )
-    kernel, a, b, _ = problem
-    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
-    prompts = jnp.sum(b > 0, axis=-1, keepdims=True).astype(a.dtype)
-    scores = newton.quotient(prompts * jnp.sum(solved.plan * kernel, axis=-2), a)
+    align = functools.partial(_align, values=problem.similarity)
+    (aligned, _), gave_up = _answer(align, problem, iterations, tolerance, on_error)
+    prompts = jnp.sum(problem.b > 0, axis=-1, keepdims=True).astype(aligned.dtype)
+    scores = newton.quotient(prompts * aligned, problem.a)
     tell(problem, scores, gave_up, on_error)
     return scores
 
@@ -191,7 +192,7 @@ def solve(
         prompt_weights=prompt_weights,
         on_error=on_error,
     )
-    solved, gave_up = _answer(problem, iterations, tolerance, on_error)
+    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error)
     tell(problem, solved.plan, gave_up, on_error)
     kernel, a, b, each = problem
     plan, v, a, b = jax.lax.stop_gradient((solved.plan, solved.potentials, a, b))
@@ -215,22 +216,36 @@ def _over(x, epsilon):
     return x / (epsilon[..., None, None] if isinstance(epsilon, jax.Array) else epsilon)
 
 
-def _answer(problem: Problem, iterations, tolerance, on_error):
-    """What was solved, and which problems were given up on: NaN, if that is asked for."""
+def _answer(function, problem: Problem, iterations, tolerance, on_error):
+    """What a function of problems returns, and which problems were given up on.
+
+    Its first result has the gradient, and is NaN of those problems if that is asked for; its last
+    one is the number of steps.
+    """
     similarity, a, b, epsilon = problem
     if isinstance(epsilon, jax.Array):
         # The plan depends on S/ε alone. Scaled to a constant ε, it is differentiated through S.
         similarity, epsilon = _over(similarity, epsilon) * ANY_EPSILON, ANY_EPSILON
-    solved = _solve(similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
-    gave_up = jnp.zeros_like(solved.steps, bool)
+    try:
+        found = function(
+            similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance
+        )
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "a converged plan has no forward-mode derivative (jvp, jacfwd, hessian): take grad, "
+            "vjp or jacrev, which may be repeated (jacrev(jacrev(f))), or iterations=100"
+        ) from None
+    result, steps = found[0], found[-1]
+    gave_up = jnp.zeros_like(steps, bool)
     if iterations is None and on_error != "ignore":
-        gave_up = solved.steps >= newton.MAX_STEPS
+        gave_up = steps >= newton.MAX_STEPS
     if on_error == "nan":
         # a factor, for the gradient to be NaN as well
-        solved = solved._replace(
-            plan=solved.plan * jnp.where(gave_up, jnp.nan, 1.0)[..., None, None]
-        )
-    return solved, gave_up
+        factor = jnp.where(gave_up, jnp.nan, 1.0)
+        result = result * jnp.expand_dims(factor, tuple(range(factor.ndim, result.ndim)))
+    return type(found)._make((result, *found[1:])), gave_up
 
 
 @functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance"))
@@ -245,6 +260,20 @@ def _solve(similarity, a, b, *, epsilon, iterations, tolerance) -> newton.Solved
     v = jnp.where(b == 0, -jnp.inf, jnp.log(b) - logsumexp(exponent, axis=-1))
     v = jax.lax.stop_gradient(v)
     return newton.Solved(jnp.swapaxes(solved.plan, -1, -2), v, solved.steps)
+
+
+class _Aligned(NamedTuple):
+    aligned: Float[Array, "*batch m"]
+    steps: Int[Array, "*batch"]
+
+
+@functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance"))
+def _align(similarity, a, b, values, *, epsilon, iterations, tolerance) -> _Aligned:
+    """Σₙ plan·values of every pixel."""
+    if iterations is None and similarity.shape[-2] <= similarity.shape[-1]:
+        return _Aligned(*implicit.align(similarity, values, a, b, epsilon, tolerance))
+    solved = _solve(similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
+    return _Aligned(jnp.sum(solved.plan * values, axis=-2), solved.steps)
 
 
 def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:

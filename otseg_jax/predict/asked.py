@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from otseg_jax.data import templates
+from otseg_jax.data.lists import some
 
 # a list of words that nobody asks for, a number or "threshold": the least score
 Background: TypeAlias = str | float | Iterable[str] | None
@@ -78,8 +79,7 @@ def check_words(given: Any) -> tuple[tuple[str, ...], ...]:
         classes.append(words)
     problems += [] if classes or problems else ["words is empty: name at least one class"]
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError("; ".join(problems[:5]) + more)
+        raise ValueError(some(problems, mark="; "))
     return tuple(classes)
 
 

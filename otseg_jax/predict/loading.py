@@ -113,7 +113,7 @@ def _read(source: Any, checkpoint: str, stated: Stated) -> Pretrained:
     if place == local and local.is_dir() and not any(local.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder")
     if local.is_dir() and (local / restore.CHECKPOINTS).is_dir():
-        hints = Hints(checkpoint=checkpoint, tokenizer=stated.tokenizer)
+        hints = Hints(checkpoint=str(checkpoint), tokenizer=stated.tokenizer, flag="checkpoint")
         return read.load(place, hints=hints).model
     found = sources.find(place, stated=stated)
     if found.kind == "mmseg":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otseg_jax import text
+from otseg_jax.checkpoints import pretrained
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.evaluation.words import Words
 from otseg_jax.predict.asked import Asked
@@ -56,6 +57,8 @@ class Vectors:
 
         def make(keys: list[tuple[str, Templates]]) -> list[np.ndarray]:
             new.extend(word for word, _ in keys)
+            where = f"the model from {self._clip.name}"
+            pretrained.check_tokenizer(self._spec.tokenizer_fingerprint, self._clip, where)
             found: list[np.ndarray] = []
             for first in range(0, len(new), AT_ONCE):
                 vectors = self._clip.embed(new[first : first + AT_ONCE], chosen)

@@ -4,7 +4,6 @@ A run is determined by its settings: the batch and the random key of a step are 
 (seed, step) alone, so an interrupted run ends where an uninterrupted one does.
 """
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from otseg_jax import build, sharding
@@ -24,17 +22,14 @@ from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
-from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import report
+from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models.decoder import Transport
+from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
-from otseg_jax.training import optim
-from otseg_jax.training.interrupt import StopOnSignal
+from otseg_jax.training import optim, start
 from otseg_jax.training.log import Log
 from otseg_jax.training.step import State, Step, make_train_step
-from otseg_jax.weights import source as weights_source
-
-LOGGER = logging.getLogger(__name__)
 
 
 def train(options: Settings, workdir: str | Path, *, transport: Transport | None = None) -> None:
@@ -56,7 +51,6 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
 def _train(options: Settings, workdir: Path, transport: Transport | None) -> None:
     source, validation = build.open_split(options, "train"), build.open_split(options, "val")
     build.check_labels(options, train=source, val=validation)
-    experiment = build.assemble(options, source.vocabulary, transport=transport)
     schedule = optim.learning_rate(
         options.train.steps,
         peak=options.train.learning_rate,
@@ -66,8 +60,11 @@ def _train(options: Settings, workdir: Path, transport: Transport | None) -> Non
         warmup_ratio=options.train.warmup_ratio,
     )
     optimizer = optim.make_optimizer(schedule, weight_decay=options.train.weight_decay)
-    with checkpoints_of(workdir, options, experiment.vocabulary) as checkpoints:
-        state, start = _initial_state(experiment, workdir, optimizer, checkpoints)
+    with start.checkpoints_of(workdir, options, source.vocabulary) as checkpoints:
+        origin = start.origin(options, source.vocabulary, checkpoints)
+        options = spec.adopt_clip(options, origin.settings if origin else None)
+        experiment = build.assemble(options, source.vocabulary, transport=transport)
+        state, done = start.state(experiment, optimizer, checkpoints, origin)
         step = make_train_step(
             experiment.graphdef,
             optimizer,
@@ -79,56 +76,8 @@ def _train(options: Settings, workdir: Path, transport: Transport | None) -> Non
             dice_weight=options.train.dice_weight,
             seed=options.seed,
         )
-        run = _Run(experiment, workdir, validation, checkpoints, schedule, saved=start)
-        run(step, state, start, build.train_batches(options, source, start))
-
-
-def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> Checkpoints:
-    """The checkpoints of a run: latest, best on validation, and the half of the schedule."""
-    # a transductive run starts from the half of an inductive one
-    half, metric = restore.half(options.train.steps), "hiou" if vocabulary.unseen else "miou"
-    return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
-
-
-def _initial_state(
-    experiment: Experiment,
-    workdir: Path,
-    optimizer: optax.GradientTransformation,
-    checkpoints: Checkpoints,
-) -> tuple[State, int]:
-    """Fresh, taken over from another run, or where this run left off; and the steps behind it."""
-    latest, init_from = checkpoints.latest_step(), experiment.settings.init_from
-    trainable, whole = experiment.trainable, sharding.replicated(experiment.mesh)
-    if latest is None and init_from:
-        trainable = _start_from(init_from, experiment)
-    elif latest is None and experiment.regime.unseen:
-        raise ValueError(
-            "transductive training starts from an inductive run: set --config.init_from=WORKDIR "
-            "(or a model directory)"
-        )
-    state = State(trainable, jax.jit(optimizer.init, out_shardings=whole)(trainable))
-    if latest is None:
-        return state, 0
-    saved = spec.read_record(checkpoints.read_meta(latest), str(workdir))
-    spec.check_same_run(saved, experiment.record, done=latest, where=str(workdir))
-    checkpoints.keep(restore.half(saved.settings.train.steps))  # the run may be made longer
-    LOGGER.info("Going on from step %d of %s", latest, workdir)
-    return State(**checkpoints.restore(latest, state._asdict())), latest
-
-
-def _start_from(init_from: str, experiment: Experiment) -> Any:
-    """Trained weights of another run: by default half-way for pseudo-labels, else its latest."""
-    step = experiment.settings.init_step
-    if step and weights_source.is_model(init_from):
-        raise ValueError(
-            f"--config.init_step={step}: {init_from} is a model directory and holds one step; "
-            "leave it 0"
-        )
-    wanted = str(step) if step else "half" if experiment.regime.unseen else "latest"
-    found = restore.find(init_from, wanted)
-    spec.check_same_model(found.spec, experiment.spec, where=init_from)
-    LOGGER.info("Starting from %s", found.where)
-    return found.restore(experiment.trainable)
+        run = _Run(experiment, workdir, validation, checkpoints, schedule, saved=done)
+        run(step, state, done, start.batches(options, source, done))
 
 
 @dataclass
@@ -190,16 +139,8 @@ class _Run:
                     speed = images / (time.perf_counter() - began) if images else None
                     progress.set_postfix(self._tell(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._save_and_validate(self._all_stop(done)):
+                if self._save_and_validate(any_asked(self.stop, done, every=train.log_every)):
                     began, timed_from = time.perf_counter(), done
-
-    def _all_stop(self, number: int) -> bool:
-        """Whether to stop at a step or photo; several processes agree, at multiples of a log."""
-        if jax.process_count() == 1:
-            return self.stop.asked
-        if number % self.options.train.log_every:
-            return False
-        return bool(np.any(multihost_utils.process_allgather(np.array(self.stop.asked))))
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -233,7 +174,7 @@ class _Run:
         self.checkpoints.wait()  # a kill in the evaluation must not cost the steps before it
 
         def before_photo(number: int) -> None:
-            if self._all_stop(number):
+            if any_asked(self.stop, number):
                 raise self._stopped()
 
         judged = (self.experiment, self.validation, self.state.trainable)

@@ -7,6 +7,7 @@ flat dicts of float32 numpy arrays by leaf name (`weights.names`).
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from otseg_jax.models.clip import (
 )
 from otseg_jax.weights import hub, names
 from otseg_jax.weights.files import check_finite
+from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.rules import Rule, fill
 
 LOGGER = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Clip:
     text_fingerprint: str = ""  # of the text tower, which decides a vocabulary's embeddings
     tokenizer: str | Path | None = None  # folder or hub name that holds it
     logit_scale: float | None = None  # learned log-temperature, for the way back to other formats
+    normalisation: Normalisation | None = None  # of the photos it was trained on; None: not told
 
     @property
     def size(self) -> str:
@@ -71,7 +74,8 @@ class Clip:
         if config is None:
             raise ValueError(
                 f"the model from {self.name} holds no text tower, only the embeddings of its own "
-                "classes: give those of other classes with --config.text.embeddings"
+                "classes: other classes need theirs, made elsewhere, which a training or an "
+                "evaluation takes (--config.text.embeddings=FILE.npy)"
             )
         return names.build(lambda: TextTower(config, rngs=nnx.Rngs(0)), self.text)
 
@@ -86,6 +90,11 @@ class Clip:
         self.check_tokenizer()
         length = self.text_config.context_length if self.text_config else 77
         return text.tokenise(texts, self.tokenizer, context_length=length)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Of what decides the token ids of any text; "" where there is no tokenizer."""
+        return text.tokenizer_fingerprint(self.tokenizer) if self.tokenizer else ""
 
     def check_tokenizer(self) -> None:
         """Refuse, with a ValueError, a tokenizer that is not that of the text tower."""

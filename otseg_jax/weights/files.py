@@ -19,6 +19,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load_file
 
 from otseg_jax import paths
+from otseg_jax.data.lists import some
 from otseg_jax.weights import names, torch_file
 
 LOGGER = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def unwrap(stored: Stored, where: str | Path) -> Stored:
     (prefix,) = best
     arrays = names.below(prefix, stored.arrays)
     beside = sorted({_head(n, prefix) for n in stored.arrays if not n.startswith(prefix)})
-    left = f"; beside them, and not read: {names.joined(beside)}" if beside else ""
+    left = f"; beside them, and not read: {some(beside)}" if beside else ""
     LOGGER.info("%s: the weights are those below %r%s", where, prefix, left)
     return stored._replace(arrays=arrays)
 
@@ -153,7 +154,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str | Path) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{where} holds numbers that are not finite, in {names.joined(bad)}: the training "
+            f"{where} holds numbers that are not finite, in {some(bad)}: the training "
             "diverged, or the file was damaged; use an earlier checkpoint or fetch it again"
         )
 

@@ -10,6 +10,7 @@ from otseg_jax import paths, text
 
 BUILT_IN = "shapes-clip"  # the small CLIP of the shapes world that comes with the package
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer*.json")
+OF_HUB = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
 def find(
@@ -33,7 +34,7 @@ def find(
     if name == BUILT_IN:
         return Path(__file__).parent.parent / "data" / "shapes_clip"
     # Only what can be a hub name, and is no file here, goes out to the network.
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if folder.exists() or not re.fullmatch(OF_HUB, name):
         raise FileNotFoundError(f"{name!r} is no folder, and no hub name of the form owner/name")
     wanted = [*patterns, *_chosen(name, choices)]
     try:
@@ -55,17 +56,23 @@ def _chosen(name: str, choices: Sequence[Sequence[str]]) -> list[str]:
     return [pattern for choice in first or choices for pattern in choice]
 
 
-def tokenizer(name: str | Path) -> str | Path:
-    """Where the tokenizer of a name lies: a folder here, a model directory's, or a hub name."""
-    place = Path(name).expanduser()
-    if str(name) == BUILT_IN:
-        return find(BUILT_IN, ())
-    if place.is_file():
-        place = place.parent
-    if not str(name) or not place.is_dir():
+def tokenizer(name: str) -> str:
+    """Where the tokenizer of a name lies: a folder here, that of a model directory, or a hub name.
+
+    Raises:
+        FileNotFoundError: neither a folder with a tokenizer, nor of the form of a hub name.
+    """
+    place = find(BUILT_IN, ()) if name == BUILT_IN else paths.local(name)
+    if not place.exists() and re.fullmatch(OF_HUB, name):
         return name
-    inner = place / "tokenizer"
-    return inner if text.holds_tokenizer(inner) and not text.holds_tokenizer(place) else place
+    folders = [place, place / "tokenizer"] if place.is_dir() else [place.parent]
+    found = next(filter(text.holds_tokenizer, folders), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} is no folder that holds a tokenizer (tokenizer.json, or vocab.json and "
+            "merges.txt), and no hub name such as openai/clip-vit-base-patch16"
+        )
+    return str(found)
 
 
 def upload(folder: str | Path, name: str) -> str:

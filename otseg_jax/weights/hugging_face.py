@@ -4,6 +4,7 @@ The weights are safetensors, torch's zip or flax's msgpack, whole or in shards.
 """
 
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
 from otseg_jax import paths, text
+from otseg_jax.data.lists import some
 from otseg_jax.models.clip import TextConfig, VisionConfig
-from otseg_jax.weights import files, hub, towers
+from otseg_jax.weights import files, hub, normalisation, towers
 from otseg_jax.weights.clip import Clip, assemble
 from otseg_jax.weights.rules import Rule, linear, norm
 from otseg_jax.weights.towers import Stated
+
+LOGGER = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = tuple(
@@ -27,7 +31,7 @@ WEIGHTS = tuple(
 )
 # What to fetch from the hub with each: itself, or an index and its shards.
 CHOICES = tuple((n, re.sub(r"(\.\w+)\.index\.json$", r"-*\1", n)) for n in WEIGHTS)
-PATTERNS = (CONFIG, *hub.TOKENIZER)
+PATTERNS = (CONFIG, *hub.TOKENIZER, *normalisation.FILES)
 
 IDS = "embeddings.position_ids"  # 0, 1, 2, …, which old versions of transformers saved
 UNUSED = ("logit_scale", f"text_model.{IDS}", f"vision_model.{IDS}")
@@ -60,7 +64,7 @@ def load_stored(
     Args:
         path: weight file of the folder; None: the first of `WEIGHTS` that is there.
     """
-    vision, words = _as_stated(*read_config(folder), stated, str(folder / CONFIG))
+    vision, words = read_config(folder, stated=stated)
     path = path or next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -84,10 +88,14 @@ def load_stored(
     return clip, stored, table
 
 
-def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
+def read_config(
+    path: str | Path,
+    *,
+    stated: Stated = Stated(),  # noqa: B008 (a named tuple is immutable)
+) -> tuple[VisionConfig, TextConfig]:
     """Sizes of both towers from a `config.json`, named itself or by its folder.
 
-    What it leaves out has transformers' defaults.
+    What it leaves out has transformers' defaults; of heads and activation a line says so.
 
     Raises:
         FileNotFoundError: no such file.
@@ -104,24 +112,47 @@ def read_config(path: str | Path) -> tuple[VisionConfig, TextConfig]:
         words, vision = config.text_config, config.vision_config
         _refuse(words, vision)
         dim, length = config.projection_dim, words.max_position_embeddings
-        return (
-            VisionConfig(
-                image_size=vision.image_size, patch_size=vision.patch_size, **_sizes(vision, dim)
-            ),
-            TextConfig(vocab_size=words.vocab_size, context_length=length, **_sizes(words, dim)),
+        seen = VisionConfig(
+            image_size=vision.image_size, patch_size=vision.patch_size, **_sizes(vision, dim)
         )
+        read = TextConfig(vocab_size=words.vocab_size, context_length=length, **_sizes(words, dim))
+        told = _told(raw)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is not there; a CLIP folder needs it") from error
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"{path} does not describe a CLIP that can be read: {error}") from error
+    return _as_stated(seen, read, told, stated, str(path))
+
+
+def _told(raw: dict[str, Any]) -> Stated:
+    """What a `config.json` itself tells of heads and activation."""
+    # files of before call them vision_config_dict and text_config_dict, and the new names win
+    vision, words = (
+        {**(raw.get(f"{name}_dict") or {}), **(raw.get(name) or {})}
+        for name in ("vision_config", "text_config")
+    )
+    heads, act = "num_attention_heads", "hidden_act"
+    both = vision.get(act, "") if words.get(act) else ""
+    return Stated(vision.get(heads, 0), words.get(heads, 0), both)
 
 
 def _as_stated(
-    vision: VisionConfig, words: TextConfig, stated: Stated, where: str
+    vision: VisionConfig, words: TextConfig, told: Stated, stated: Stated, where: str
 ) -> tuple[VisionConfig, TextConfig]:
-    told = Stated(vision.heads, words.heads, vision.activation)
+    taken = Stated(vision.heads, words.heads, vision.activation)
+    said = stated.over(told, where)
+    # what neither says
+    if untold := [name for name, value in zip(said._fields[:3], said, strict=False) if not value]:
+        LOGGER.info(
+            "%s does not tell %s: taken as transformers' own default; --%s (in a configuration "
+            "--config.clip.%s) states another",
+            where,
+            some([f"{name}={getattr(taken, name)}" for name in untold]),
+            untold[0],
+            untold[0],
+        )
     heads = {"vision": vars(vision), "text": vars(words)}
-    found = towers.heads(heads, stated.over(told, where), where)
+    found = towers.heads(heads, Stated.first_told(said, taken), where)
     act = stated.activation
     return (
         replace(vision, heads=found["vision"], activation=act or vision.activation),

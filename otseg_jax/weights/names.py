@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from otseg_jax.data.lists import some
+
 Tree = TypeVar("Tree")
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -44,7 +46,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     if len(leaves) < len(paths):
         problems.append("two arrays of the state share a name (a key that holds a slash?)")
     if problems:
-        raise ValueError(joined(problems))
+        raise ValueError(some(problems, mark="; "))
     return leaves
 
 
@@ -131,13 +133,9 @@ def fingerprint(leaves: Mapping[str, np.ndarray], *, config: object = None) -> s
     return digest.hexdigest()
 
 
-def joined(problems: Sequence[str], *, most: int = 8) -> str:
-    """One line of problems, so many of them in full."""
-    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
-    return "; ".join([*problems[:most], *more])
-
-
 def stop_at(problems: Sequence[str]) -> None:
     """Raise a ValueError that lists the problems, if there are any."""
     if problems:
-        raise ValueError(f"{len(problems)} problem(s) in weights: {joined(problems, most=20)}")
+        raise ValueError(
+            f"{len(problems)} problem(s) in weights: {some(problems, most=20, mark='; ')}"
+        )

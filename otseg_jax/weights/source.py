@@ -1,14 +1,19 @@
 """What a source of weights is, told by its content: a folder, a file, or a name on the hub."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from otseg_jax import paths
-from otseg_jax.weights import files, hub, hugging_face, openai
+from otseg_jax.data.lists import some
+from otseg_jax.weights import files, hub, hugging_face, normalisation, openai
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.rules import Rule
 from otseg_jax.weights.towers import USUAL, Stated
+
+LOGGER = logging.getLogger(__name__)
 
 FORMAT = "otseg_jax"  # value of "format" in the config.json of a model directory
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -62,19 +67,24 @@ def find(
         FileNotFoundError: nothing of that name, or a folder without weights.
         ValueError: damaged, refused, of another architecture, or not telling what is needed.
     """
-    stated = stated._replace(tokenizer=str(hub.tokenizer(stated.tokenizer)))
+    if stated.tokenizer:
+        stated = stated._replace(tokenizer=hub.tokenizer(stated.tokenizer))
+    found = _find(source, stated)
+    if found.clip is None:
+        return found
+    folder = found.path if found.path.is_dir() else found.path.parent
+    return found._replace(clip=replace(found.clip, normalisation=normalisation.read(folder)))
+
+
+def _find(source: str | Path, stated: Stated) -> Source:
     path = paths.local(source)
     if path.is_file():
         return _file(path, stated)
     folder = hub.find(source, PATTERNS, CHOICES)
-    if is_model(folder) or (folder / "checkpoints").is_dir():
-        if any(stated[:3]):
-            raise ValueError(
-                f"{source} is ours, and tells its heads and its activation: leave --vision_heads, "
-                "--text_heads and --activation (in a configuration clip.vision_heads, …) away"
-            )
-        ours = is_model(folder)
-        return Source("model" if ours else "run", FORMAT if ours else "otseg_jax run", folder)
+    if is_model(folder):
+        return Source("model", FORMAT, folder)
+    if (folder / "checkpoints").is_dir():
+        return Source("run", "otseg_jax run", folder)
     lone = next((folder / name for name in OPEN_CLIP if (folder / name).is_file()), None)
     if lone is not None and (folder / OPEN_CLIP_CONFIG).is_file():
         config = folder / OPEN_CLIP_CONFIG
@@ -128,6 +138,12 @@ def _open_clip_options(path: Path) -> Stated:
             if value and name in OTHERWISE and value not in OTHERWISE[name]
         ]
         if not other:
+            untold = {"vision_cfg.head_width": USUAL} if "head_width" not in vision else {}
+            untold |= {"text_cfg.heads": 8} if "heads" not in text else {}
+            untold |= {"quick_gelu": False} if "quick_gelu" not in config else {}
+            if untold:
+                said = some([f"{name}={value}" for name, value in untold.items()])
+                LOGGER.info("%s does not tell %s: taken as open_clip's own default", path, said)
             return Stated(
                 # what it leaves out has open_clip's defaults
                 vision_heads=vision.get("width", 768) // vision.get("head_width", USUAL),

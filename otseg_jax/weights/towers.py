@@ -41,8 +41,8 @@ class Stated(NamedTuple):
     tokenizer: str = ""  # folder or hub name
 
     @classmethod
-    def of(cls, *givers: "Stated | None") -> "Stated":
-        """Of every field what the first giver says that says something."""
+    def first_told(cls, *givers: "Stated | None") -> "Stated":
+        """Each field as the first says that says something."""
         said = [giver._asdict() for giver in reversed(givers) if giver]
         return cls(**{name: value for giver in said for name, value in giver.items() if value})
 
@@ -51,7 +51,7 @@ class Stated(NamedTuple):
         for name, ours, theirs in zip(self._fields, self, told, strict=True):
             if ours and theirs and ours != theirs:
                 LOGGER.warning("%s=%s as stated, where %s tells %s", name, ours, where, theirs)
-        return Stated.of(self, told)
+        return Stated.first_told(self, told)
 
 
 def heads(towers: Mapping[str, Mapping[str, Any]], stated: Stated, where: str) -> dict[str, int]:

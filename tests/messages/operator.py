@@ -1,6 +1,7 @@
 """Rows: what people pass to `mps` and `sinkhorn`."""
 
 import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,24 @@ from otseg_jax.ot import sinkhorn as module
 # as users have them: only this session insists on JAX's arrays
 MPS, SINKHORN, SOLVE = map(inspect.unwrap, (otseg_jax.mps, otseg_jax.sinkhorn, module.solve))
 JITTED = jax.jit(lambda similarity: MPS(similarity, on_error="raise"))
+FORWARD = jax.jacfwd(lambda similarity: MPS(similarity))
 COSINES = np.cos(np.arange(18.0)).astype(np.float32).reshape(6, 3)
 COSINE = r"epsilon=0\.05 is for cosines in \[-1, 1\]: divide it by its scale .*"
 SHAPE = r"similarity must be \[\.\.\., m, n\], pixels and prompts, m > 0 and n > 0, got "
 NUMBERS = "must be an array of real numbers with rows of one length, got "
+
+
+def warned(similarity):
+    """The answer, with the warning printed: in this session it would be an error."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        MPS(similarity, iterations=1)
+    print(*(warning.message for warning in told))
+
+
+def odd(typed, line, similarity):
+    """A row of what is answered with a warning."""
+    return row(typed, line, similarity, refused=False, of=warned)
 
 
 def row(typed, line, *given, refused=True, of=MPS, **options):
@@ -30,6 +45,10 @@ ROWS = [
     row("solve(raw products)", f"reaches 73, and {COSINE}", 73 * COSINES, of=SOLVE, iterations=1),
     row("mps(raw, epsilon=0.01)", "epsilon=0.01 is for", 20 * COSINES, epsilon=0.01, iterations=1),
     row("mps(photo as integers)", "reaches 255", np.full((6, 3), 255, np.uint8), iterations=1),
+    odd("mps(5 * cosines)", f"5, and {COSINE}epsilon=0.25 would", 5 * COSINES),
+    odd("mps(counts from 0 to 3)", f"3, and {COSINE}", np.arange(6).reshape(3, 2) % 4),
+    row("mps(5 * cosines), to raise", COSINE, 5 * COSINES, iterations=1, on_error="raise"),
+    row("jacfwd(mps)", r"no forward-mode derivative .*: take grad.* or iterations=", of=FORWARD),
     row("mps(-inf for a masked pixel)", "by pixel_weights=mask", COSINES - np.inf, iterations=1),
     row("mps of a vector", SHAPE + r"m=3 \(of one prompt it is", COSINES[0]),
     row("mps of a number", SHAPE, 0.5),

@@ -6,9 +6,13 @@ import shutil
 import numpy as np
 import small
 
+import otseg_jax
 from messages import Row
-from otseg_jax.checkpoints import lock, restore
+from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.convert import convert
+from otseg_jax.convert.hints import Hints
+from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 from otseg_jax.training.log import Log
@@ -38,6 +42,20 @@ def steps(act, judged=()):
     return done
 
 
+def run_of(folder):
+    """A run that was never evaluated."""
+    steps(lambda checkpoints, folder: checkpoints.wait())(folder / "run")
+    return folder / "run"
+
+
+def read_again(folder, **settings):
+    """The record of a run, whose settings were others."""
+    options = small.settings()
+    record = spec.Record(spec.describe(options, VOCABULARIES["shapes"]), options).to_json()
+    record["settings"].update(settings)
+    return spec.read_record(record, "runs/a, step 3")
+
+
 def choose(wanted):
     return lambda checkpoints, folder: restore.choose(checkpoints, wanted, folder)
 
@@ -64,7 +82,7 @@ def log_is_a_folder(folder):
     Log(folder).write(1, {"loss": 1.0})
 
 
-USED = rf"--workdir=.*run is in use by process {os.getpid()} on \S+: .*another --workdir"
+USED = rf"--workdir=.*run is in use by process {os.getpid()} on \S+ since \d.*another --workdir"
 
 ROWS = [
     Row("the same training twice at once", held(loop.train), USED),
@@ -72,12 +90,28 @@ ROWS = [
     Row(
         "--config.eval.checkpoint=best, never evaluated",
         steps(choose("best")),
-        r"none of its steps \[1, 2\] has an evaluation.*eval\.checkpoint=latest",
+        r"none of its steps \[1, 2\] has an evaluation.*checkpoint=latest",
     ),
     Row(
         "--config.eval.checkpoint=bset",
         steps(choose("bset")),
         r"choose latest, best, half or a step of \[1, 2\]",
+    ),
+    Row(
+        "convert RUN --checkpoint=best, never evaluated",
+        lambda folder: convert(str(run_of(folder)), folder / "m", hints=Hints(checkpoint="best")),
+        r"none of its steps \[1, 2\] has an evaluation.*choose --checkpoint=latest, or a step",
+    ),
+    Row(
+        "load(RUN, checkpoint='best'), never evaluated",
+        lambda folder: otseg_jax.load(run_of(folder), checkpoint="best"),
+        r"none of its steps \[1, 2\] has an evaluation.*choose checkpoint=latest, or a step",
+    ),
+    Row(
+        "a run of another version, with a setting that is gone",
+        lambda folder: read_again(folder, speed=1),
+        r"^runs/a, step 3 was written by another version of otseg_jax.*another --workdir "
+        r"\(runs/a, step 3: speed=1: there is no such field\)",
     ),
     Row(
         "--config.eval.checkpoint=7", steps(choose("7")), r"no checkpoint of step 7.*step 1, step 2"

@@ -68,6 +68,24 @@ def transformers(folder: pathlib.Path, change: Mapping[str, Any]) -> object:
     return read(folder, Stated())
 
 
+def untold(folder: pathlib.Path, *names: str) -> object:
+    """A folder of transformers, whose configuration leaves fields of both towers out."""
+    torch_clip().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        config[tower] = {n: value for n, value in config[tower].items() if n not in names}
+    (folder / "config.json").write_text(json.dumps(config))
+    return read(folder, Stated())
+
+
+def normalised(folder: pathlib.Path, value: object) -> None:
+    """A folder of transformers, whose photos were normalised with this value, throughout."""
+    torch_clip().save_pretrained(folder)
+    told = json.dumps({"image_mean": [value] * 3, "image_std": [value] * 3})
+    (folder / "preprocessor_config.json").write_text(told)
+    build.tell_normalisation(small.settings(), read(folder, Stated()))
+
+
 def open_clip(**vision: Any) -> Callable[[pathlib.Path], object]:
     """A folder of open_clip, with these sizes of the vision tower."""
 
@@ -205,7 +223,7 @@ ROWS = [
     Row(
         "--tokenizer=a folder without one",
         lambda folder: tokenise(folder, str(folder)),
-        r"is no folder that holds a tokenizer: wanted tokenizer\.json, or vocab\.json and merges",
+        r"is no folder that holds a tokenizer \(tokenizer\.json, or vocab\.json and merges",
     ),
     Row(
         "--tokenizer=ViT.pt",
@@ -287,6 +305,36 @@ ROWS = [
         "tokens behind the end token, as config.json tells",
         lambda folder: transformers(folder, {"eos_token_id": 61}),
         r"eos_token_id is 61, wanted the largest token id 63.*set it to 2.*--tokenizer=",
+    ),
+    Row(
+        "config.json without num_attention_heads and hidden_act",
+        lambda folder: untold(folder, "num_attention_heads", "hidden_act"),
+        r"config\.json does not tell vision_heads=12, text_heads=8, activation=quick_gelu: "
+        r"taken as transformers' own default; --vision_heads",
+        refused=False,
+    ),
+    Row(
+        "a CLIP that was trained with another mean and deviation of photos",
+        lambda folder: normalised(folder, 0.5),
+        r"are not those that the CLIP was trained with .*for these, --config\.data\.mean="
+        r"127\.5,127\.5,127\.5 --config\.data\.std=127\.5,127\.5,127\.5$",
+        refused=False,
+    ),
+    Row(
+        "a mean of photos in words",
+        lambda folder: normalised(folder, "half"),
+        r"preprocessor_config\.json does not tell the mean and the standard deviation of photos, "
+        r"three numbers in 0\.\.1 each .*: mend or remove that file",
+    ),
+    Row(
+        "--config.clip.source=random --config.clip.tokenizer=shapes-clip",
+        lambda folder: build.open_clip(small.settings(**{"clip.tokenizer": "shapes-clip"})),
+        r"clip\.source=random has the sizes of clip\.random and the built-in tokenizer: leave",
+    ),
+    Row(
+        "--config.clip.tokenizer=no/such/folder",
+        lambda folder: small.settings(**{"clip.tokenizer": "no/such/folder"}),
+        r"no/such/folder is no folder that holds a tokenizer .*and no hub name such as openai/",
     ),
     Row(
         "open_clip's SigLIP",

@@ -1,0 +1,68 @@
+"""Several processes of one run, one per machine or accelerator: they start, go on and end together.
+
+What one of them cannot do, none can: the others would wait for it in the next exchange of arrays.
+"""
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from otseg_jax.interrupt import StopOnSignal
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def start() -> None:
+    """Join the processes that a TPU pod, SLURM or Open MPI started; a ValueError if it is alone."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--multihost: no other process was found ({str(error).splitlines()[0].rstrip('.')}); "
+            "it is for TPU pods, SLURM and Open MPI: leave it out on one machine"
+        ) from error
+    # JAX has made SIGTERM a notice for those who ask for it; it is to end the process as before
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Make every process end where one fails: the first of those raises, the others say nothing.
+
+    Args:
+        work: is called by all processes in the same order.
+    """
+
+    @functools.wraps(work)
+    def agreed(*args: Given.args, **options: Given.kwargs) -> Result:
+        # asked this way, as the devices may be busy with a run that is already there
+        if not jax.distributed.is_initialized():
+            return work(*args, **options)
+        failure = None
+        try:
+            result = work(*args, **options)
+        except BaseException as error:  # a request to stop too
+            failure = error
+        failed = np.ravel(multihost_utils.process_allgather(np.array(failure is not None)))
+        if failure is not None and np.argmax(failed) == jax.process_index():
+            raise failure
+        if failed.any():
+            sys.exit(1)
+        return result
+
+    return agreed
+
+
+def any_asked(stop: StopOnSignal, number: int, *, every: int = 8) -> bool:
+    """Whether to stop at a step or photo; several processes agree, at multiples of `every`."""
+    if jax.process_count() == 1:
+        return stop.asked
+    if number % every:
+        return False
+    return bool(np.any(multihost_utils.process_allgather(np.array(stop.asked))))

@@ -1,0 +1,77 @@
+"""Several processes of one run: what one of them refuses ends all of them, told once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import own_data
+
+from otseg_jax.checkpoints import lock
+
+TESTS = Path(__file__).parent
+# Each refusal is caught, so that one pair of processes, which takes seconds to start, shows all.
+CODE = """
+import json, sys, jax, small
+from otseg_jax import build, cli, processes
+from otseg_jax.checkpoints import lock
+
+processes.start()
+used, empty, own = sys.argv[1:]
+fields = {"data.dataset": "folder", "regime": "supervised"}
+silent = small.settings(**fields, **{"data.root": empty})
+elsewhere = small.settings(**fields, **{"data.root": own if jax.process_index() else empty})
+
+
+def labels():
+    split = build.open_split(silent, "train")
+    build.check_labels(silent, train=split, val=split)
+
+
+def ended(work):
+    try:
+        cli.run(work)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+held = ended(lambda: lock.hold(used).__enter__())
+learnt = ended(labels)
+missing = ended(lambda: build.open_split(elsewhere, "train"))
+print(json.dumps([held, learnt, missing, ended(lambda: lock.hold(own + "/run").__enter__())]))
+"""
+
+
+def test_what_one_process_refuses_ends_all_of_them(tmp_path):
+    own_data.write(tmp_path / "empty", [np.full((3, 4), 255, np.uint8)] * 2)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # as SLURM tells the processes that it starts
+    environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost"}
+    environment |= {"SLURM_NTASKS": "2", "JAX_COORDINATOR_PORT": str(port)}
+    environment |= {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    used = tmp_path / "used"
+    with lock.hold(used):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", CODE, used, tmp_path / "empty", tmp_path / "nowhere"],
+                env=environment | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        told = [process.communicate(timeout=100) for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in told)
+    # by turns the first or the second process has something to say; both hold a free workdir
+    assert f"used is in use by process {os.getpid()}" in first[0]
+    assert "there is nothing to learn" in first[1]
+    assert "nowhere is not a folder" in second[2]
+    assert [first[2:], second[:2], second[3]] == [[1, 0], [1, 1], 0]
