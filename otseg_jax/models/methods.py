@@ -1,7 +1,7 @@
 """The methods: every model that can be trained, saved, evaluated or used as it is.
 
 A method is a file in this folder with a frozen dataclass of its choices that has `build`,
-`outputs`, `one_prompt`, `scale`, `window_size` and `margins` as `OTSegConfig` has
+`outputs`, `one_prompt`, `scale`, `joint`, `window_size` and `margins` as `OTSegConfig` has
 them, and whose model has `embed` and `match`; here its class joins the union.
 """
 
