@@ -87,7 +87,8 @@ class Vectors:
         vectors = np.stack(self.embed(words, templates))
         others = len(question.classes[0]) if question.background else 0
         offset = self._spec.offsets(words[others:], self._seen_offset)
-        fill = (0, -len(words) % BUCKET)
+        # its own classes are of one number anyway
+        fill = (0, 0 if words == self._spec.classes else -len(words) % BUCKET)
         # what fills up is of no class; a solver takes no zeros, and a method in which words compete
         # knows it by its zeros
         how: Any = {"mode": "constant"} if self._averages else {"mode": "edge"}
