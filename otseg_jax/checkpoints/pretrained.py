@@ -7,14 +7,16 @@
                         way back
     tokenizer/          of the text tower
 
-A directory may hold a CLIP alone; it serves as `--config.clip.source`. Arrays are numpy, float32.
+A directory may hold a CLIP alone; it serves as `--config.clip.source`. One that comes with the
+package leaves out the leaves and the tokenizer of the packaged CLIP, which lie beside it. Arrays
+are numpy, float32.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.training_free import TrainingFreeConfig
-from otseg_jax.weights import files, hub, names
+from otseg_jax.weights import files, hub, hugging_face, names
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
@@ -85,6 +87,7 @@ class Model(Pretrained):
 
 
 Given = TypeVar("Given", bound=Pretrained)
+ClipSource = Literal["", "shapes-clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class _ClipPart:
     text_fingerprint: str
     logit_scale: float | None
     normalisation: Normalisation | None = None
+    source: ClipSource = ""  # where its leaves are, if not in this directory
 
 
 @pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
@@ -120,16 +124,21 @@ def write(dest: str | Path, model: Pretrained) -> None:
         write_into(folder, model)
 
 
-def write_into(folder: Path, model: Pretrained) -> None:
-    """Write the files of a model directory into an empty folder that the caller puts in place."""
+def write_into(folder: Path, model: Pretrained, *, clip_source: ClipSource = "") -> None:
+    """Write the files of a model directory into an empty folder that the caller puts in place.
+
+    `clip_source` is where its CLIP is read from, if not from this directory: the packaged one.
+    """
     clip, arrays = model.clip, model.leaves()
     clip.check_tokenizer()
+    if clip_source:
+        arrays = {n: a for n, a in arrays.items() if not n.startswith(("vision/", "text/"))}
     if isinstance(model, Model):
         arrays |= names.under("unused/", model.unused)
     # safetensors writes memory as it lies, so that a transposed view would come out wrong
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(contiguous, folder / WEIGHTS, metadata={"format": FORMAT})
-    if clip.tokenizer is not None:
+    if clip.tokenizer is not None and not clip_source:
         text.save_tokenizer(clip.tokenizer, folder / TOKENIZER)
     config = _Config(
         format=FORMAT,
@@ -141,6 +150,7 @@ def write_into(folder: Path, model: Pretrained) -> None:
             text_fingerprint=clip.text_fingerprint,
             logit_scale=clip.logit_scale,
             normalisation=clip.normalisation,
+            source=clip_source,
         ),
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
@@ -160,19 +170,7 @@ def read(source: str | Path) -> Pretrained:
     config = _read_config(folder)
     arrays = files.read(folder / WEIGHTS).arrays
     files.check_finite(arrays, folder / WEIGHTS)
-    clip = Clip(
-        name=config.origin.name,
-        vision_config=config.clip.vision,
-        vision=names.below("vision/", arrays),
-        text_config=config.clip.text,
-        text=names.below("text/", arrays),
-        fingerprint=config.clip.fingerprint,
-        text_fingerprint=config.clip.text_fingerprint,
-        tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
-        logit_scale=config.clip.logit_scale,
-        normalisation=config.clip.normalisation,
-    )
-    spec = config.model
+    clip, spec = _clip(config, arrays, folder), config.model
     if spec is None:
         return Pretrained(clip=clip, origin=config.origin)
     embeddings = arrays.pop("embeddings", None)
@@ -188,6 +186,30 @@ def read(source: str | Path) -> Pretrained:
         trained={name: leaf for name, leaf in arrays.items() if not name.startswith(rest)},
         embeddings=embeddings,
         unused=names.below("unused/", arrays),
+    )
+
+
+def _clip(config: _Config, arrays: Mapping[str, np.ndarray], folder: Path) -> Clip:
+    part = config.clip
+    if part.source:
+        clip = hugging_face.load(part.source, image_size=part.vision.image_size)
+        if clip.fingerprint != part.fingerprint:
+            raise ValueError(
+                f"{folder} was trained with another {part.source} than the one of this package: "
+                "install otseg_jax anew, whose files are of two versions"
+            )
+        return replace(clip, name=config.origin.name)
+    return Clip(
+        name=config.origin.name,
+        vision_config=part.vision,
+        vision=names.below("vision/", arrays),
+        text_config=part.text,
+        text=names.below("text/", arrays),
+        fingerprint=part.fingerprint,
+        text_fingerprint=part.text_fingerprint,
+        tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
+        logit_scale=part.logit_scale,
+        normalisation=part.normalisation,
     )
 
 
