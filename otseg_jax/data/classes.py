@@ -202,7 +202,9 @@ VOCABULARIES: dict[str, Vocabulary] = {
 - voc12: PASCAL VOC 2012 without background, 5 of 20 classes unseen; its colours are the default.
 - pascal_context: the 59 most frequent classes of PASCAL Context, 10 unseen.
 - coco_stuff: COCO-Stuff 164k in train-id order, 171 classes, 15 unseen.
-- ade20k: ADE20K-150, for evaluation across data sets: nothing is held out.
+- ade20k, cityscapes: 150 and 19 classes, for evaluation across data sets: nothing is held out.
+- voc21, context60, coco_object: PASCAL VOC and Context, and the 80 things of COCO, after a
+  background that is class 0, as training-free methods are evaluated: nothing is held out.
 - shapes: the built-in world, every pattern with every colour once, the shapes along a Latin square.
   The 5 unseen of 20 classes are new combinations of attributes that seen classes show one by one:
   each pattern, colour and shape of theirs occurs in at least two seen ones.
