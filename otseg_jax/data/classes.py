@@ -8,8 +8,10 @@ not identify a class.
 """
 
 import csv
+import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,6 +178,35 @@ def spelt(name: str) -> str:
         True
     """
     return " ".join(name.lower().split())
+
+
+def in_words(
+    names: Sequence[str], entries: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """What is asked for classes, and the class of each word, ascending.
+
+    That is the name of a class, or the words that an entry "NAME=WORD|WORD" has for it.
+
+    Raises:
+        ValueError: entries of names that are no class, or two of one; all in one message.
+
+    Example:
+        >>> in_words(("cat", "sofa"), ("sofa=sofa|couch",))
+        (('cat', 'sofa', 'couch'), (0, 1, 1))
+    """
+    by_name = {name.strip(): name for name in names}
+    pairs = [(name.strip(), words) for name, _, words in (e.partition("=") for e in entries)]
+    counts = Counter(name for name, _ in pairs)
+    problems = [f"{name!r} has {n} entries" for name, n in counts.items() if n > 1]
+    for name in sorted(counts.keys() - by_name.keys()):
+        near = difflib.get_close_matches(name, by_name, n=1)
+        problems.append(f"{name!r} is no class" + "".join(f": did you mean {n!r}?" for n in near))
+    if problems:
+        some = lists.some(list(names))
+        raise ValueError(f"text.words: {'; '.join(problems)} (the classes are {some})")
+    instead = {by_name[name]: [*map(str.strip, words.split("|"))] for name, words in pairs}
+    found = [(word, k) for k, name in enumerate(names) for word in instead.get(name, [name])]
+    return tuple(word for word, _ in found), tuple(k for _, k in found)
 
 
 def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
