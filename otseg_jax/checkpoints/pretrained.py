@@ -13,6 +13,7 @@ are numpy, float32.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,6 +158,7 @@ def write_into(folder: Path, model: Pretrained, *, clip_source: ClipSource = "")
     )
     plain = _ADAPTER.dump_python(config, mode="json")
     (folder / CONFIG).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for its user alone
 
 
 def read(source: str | Path) -> Pretrained:
