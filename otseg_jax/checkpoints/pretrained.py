@@ -12,36 +12,32 @@ package leaves out the leaves and the tokenizer of the packaged CLIP, which lie 
 are numpy, float32.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from otseg_jax import fields, paths, text
+from otseg_jax import paths, text
+from otseg_jax.checkpoints import config
 from otseg_jax.checkpoints.spec import Origin, Spec
 from otseg_jax.data import templates, transforms
-from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.weights import files, hub, hugging_face, names
 from otseg_jax.weights.clip import Clip
-from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
 from otseg_jax.weights.towers import Stated
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
-PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
-VERSION = 2
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer"
+PATTERNS = (config.NAME, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,31 +84,6 @@ class Model(Pretrained):
 
 
 Given = TypeVar("Given", bound=Pretrained)
-ClipSource = Literal["", "shapes-clip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ClipPart:
-    vision: VisionConfig
-    text: TextConfig | None
-    fingerprint: str
-    text_fingerprint: str
-    logit_scale: float | None
-    normalisation: Normalisation | None = None
-    source: ClipSource = ""  # where its leaves are, if not in this directory
-
-
-@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    format: str
-    version: int
-    clip: _ClipPart
-    model: Spec | None
-    origin: Origin
-
-
-_ADAPTER = pydantic.TypeAdapter(_Config)
 
 
 def write(dest: str | Path, model: Pretrained) -> None:
@@ -125,7 +96,7 @@ def write(dest: str | Path, model: Pretrained) -> None:
         write_into(folder, model)
 
 
-def write_into(folder: Path, model: Pretrained, *, clip_source: ClipSource = "") -> None:
+def write_into(folder: Path, model: Pretrained, *, clip_source: config.ClipSource = "") -> None:
     """Write the files of a model directory into an empty folder that the caller puts in place.
 
     `clip_source` is where its CLIP is read from, if not from this directory: the packaged one.
@@ -141,10 +112,10 @@ def write_into(folder: Path, model: Pretrained, *, clip_source: ClipSource = "")
     save_file(contiguous, folder / WEIGHTS, metadata={"format": FORMAT})
     if clip.tokenizer is not None and not clip_source:
         text.save_tokenizer(clip.tokenizer, folder / TOKENIZER)
-    config = _Config(
+    described = config.Config(
         format=FORMAT,
-        version=VERSION,
-        clip=_ClipPart(
+        version=config.VERSION,
+        clip=config.ClipPart(
             vision=clip.vision_config,
             text=clip.text_config,
             fingerprint=clip.fingerprint,
@@ -156,9 +127,8 @@ def write_into(folder: Path, model: Pretrained, *, clip_source: ClipSource = "")
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
     )
-    plain = _ADAPTER.dump_python(config, mode="json")
-    (folder / CONFIG).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors writes for its user alone
+    config.write(folder, described)
+    shutil.copymode(folder / config.NAME, folder / WEIGHTS)  # safetensors writes for its user alone
 
 
 def read(source: str | Path) -> Pretrained:
@@ -169,12 +139,12 @@ def read(source: str | Path) -> Pretrained:
         ValueError: another kind of folder, or a damaged one; all problems of `config.json` at once.
     """
     folder = hub.find(source, PATTERNS)
-    config = _read_config(folder)
+    stored = config.read(folder)
     arrays = files.read(folder / WEIGHTS).arrays
     files.check_finite(arrays, folder / WEIGHTS)
-    clip, spec = _clip(config, arrays, folder), config.model
+    clip, spec = _clip(stored, arrays, folder), stored.model
     if spec is None:
-        return Pretrained(clip=clip, origin=config.origin)
+        return Pretrained(clip=clip, origin=stored.origin)
     embeddings = arrays.pop("embeddings", None)
     wanted = (len(spec.classes), len(spec.templates), clip.vision_config.embed_dim)
     if embeddings is None or embeddings.shape != wanted:
@@ -183,7 +153,7 @@ def read(source: str | Path) -> Pretrained:
     rest = ("vision/", "text/", "unused/")
     return Model(
         clip=clip,
-        origin=config.origin,
+        origin=stored.origin,
         spec=spec,
         trained={name: leaf for name, leaf in arrays.items() if not name.startswith(rest)},
         embeddings=embeddings,
@@ -191,8 +161,8 @@ def read(source: str | Path) -> Pretrained:
     )
 
 
-def _clip(config: _Config, arrays: Mapping[str, np.ndarray], folder: Path) -> Clip:
-    part = config.clip
+def _clip(stored: config.Config, arrays: Mapping[str, np.ndarray], folder: Path) -> Clip:
+    part = stored.clip
     if part.source:
         clip = hugging_face.load(part.source, image_size=part.vision.image_size)
         if clip.fingerprint != part.fingerprint:
@@ -200,9 +170,9 @@ def _clip(config: _Config, arrays: Mapping[str, np.ndarray], folder: Path) -> Cl
                 f"{folder} was trained with another {part.source} than the one of this package: "
                 "install otseg_jax anew, whose files are of two versions"
             )
-        return replace(clip, name=config.origin.name)
+        return replace(clip, name=stored.origin.name)
     return Clip(
-        name=config.origin.name,
+        name=stored.origin.name,
         vision_config=part.vision,
         vision=names.below("vision/", arrays),
         text_config=part.text,
@@ -289,27 +259,3 @@ def need_model(found: Pretrained, hint: str) -> Model:
     if not isinstance(found, Model):
         raise ValueError(f"the model from {found.origin.name} is a CLIP alone{hint}")
     return found
-
-
-def _read_config(folder: Path) -> _Config:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is not there: {folder} is no model directory") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is not that of a model directory: make one with "
-            f"python -m otseg_jax.convert {folder} DEST"
-        )
-    if config.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version is {config.get('version')!r}, this program reads {VERSION}: convert "
-            "the original weights again"
-        )
-    try:
-        return _ADAPTER.validate_python(config)
-    except pydantic.ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(fields.problems_of(error))}") from None
