@@ -24,6 +24,7 @@ from otseg_jax.models.clip import TextTower
 LOGGER = logging.getLogger(__name__)
 
 SIZES = (16, 64, 256)  # of batches of texts
+LENGTH = 16  # texts are cut after their EOT to multiples of it: the tower looks back only
 ODD = ("Äpfel  U+12 it's", "a\t\u0301 <|endoftext|> b")  # read otherwise by other normalisers
 
 
@@ -170,6 +171,9 @@ def embed(
     if len(tokens) != shape[0] * shape[1]:
         raise ValueError(f"{len(tokens)} texts are not {shape[0]} classes × {shape[1]} templates")
     graphdef, state = nnx.split(tower)
+    # what follows the end of a text changes nothing: most texts are a tenth as long as the tower
+    longest = int(tokens.argmax(axis=1).max()) + 1 if len(tokens) else 1
+    tokens = tokens[:, : -(-longest // LENGTH) * LENGTH]
     # batches of few sizes, so that few compiles serve all word lists
     batch = min(batch, next((size for size in SIZES if size >= len(tokens)), batch))
     padded = np.concatenate([tokens, np.repeat(tokens[-1:], -len(tokens) % batch, axis=0)])

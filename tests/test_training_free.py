@@ -218,6 +218,15 @@ def test_protocol_equals_the_authors(name):
         assert np.abs((ours - ours[:1]) - (theirs - theirs[:1])).max() < 1e-5 * theirs.max()
 
 
+@pytest.mark.parametrize("method", ["naclip", "resclip"])
+def test_words_are_matched_together_where_they_must(method, monkeypatch):
+    whole = logits(method, "image_slide", 32, 16)[method]
+    monkeypatch.setattr(sliding, "WORDS", 3)
+    logits.cache_clear()
+    parts = logits(method, "image_slide", 32, 16)[method]
+    assert relative_error(parts, whole) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["pearl_slide", "pearl_slide_grid16"])
 def test_propagation_equals_the_authors(name):
     photo = resized(jnp.moveaxis(image("image_slide")[0], -1, 0), (32, 44))

@@ -50,23 +50,30 @@ class Runner:
         return _embed(self.graphdef, self.trainable, self.frozen, placed)
 
     def match(
-        self, embedded: Any, text: Float[Array, "v n c"], outputs: Outputs, *, rows: int
+        self,
+        embedded: Any,
+        text: Float[Array, "v n c"],
+        outputs: Outputs,
+        *,
+        height: int,
+        how: Inference,
     ) -> dict[str, Float[np.ndarray, "b v gh gw"]]:
-        """Logits of words by name of the output, on a patch grid of so many rows."""
+        """Logits of words by name of the output, in windows of this height."""
+        step = len(text) if how.method.joint else WORDS
         found = [
             jax.device_get(
                 _match(
                     self.graphdef,
                     self.mesh,
-                    rows,
+                    how.rows(height),
                     self.trainable,
                     self.frozen,
                     embedded,
-                    text[first : first + WORDS],
+                    text[first : first + step],
                     outputs.mixtures,
                 )
             )
-            for first in range(0, len(text), WORDS)
+            for first in range(0, len(text), step)
         ]
         return {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
 
@@ -95,8 +102,8 @@ def make_predict(
     """
 
     def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
-        rows = how.rows(batch.shape[1])
-        return runner.match(runner.embed(batch), text, outputs, rows=rows)
+        embedded = runner.embed(batch)
+        return runner.match(embedded, text, outputs, height=batch.shape[1], how=how)
 
     return predict
 
@@ -125,13 +132,12 @@ def photo_logits(
     text: Float[Array, "v n c"],
     *,
     outputs: Outputs,
-    rows: int,
+    height: int,
+    how: Inference,
 ) -> dict[str, Float[np.ndarray, "b v gh gw"]]:
-    """Logits of words in all windows of a photo, by name of the output."""
-    found = [
-        {name: z[:count] for name, z in runner.match(part, text, outputs, rows=rows).items()}
-        for count, part in embedded
-    ]
+    """Logits of words in all windows of a photo, of this height, by name of the output."""
+    match = partial(runner.match, text=text, outputs=outputs, height=height, how=how)
+    found = [{name: z[:count] for name, z in match(part).items()} for count, part in embedded]
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 

@@ -121,6 +121,11 @@ class OTSegConfig:
         """Of scores before a softmax over words; None: each is scored by itself, σ(logit)."""
         return None
 
+    @property
+    def joint(self) -> bool:
+        """Whether logits of a word depend on which others are asked for; these do not."""
+        return False
+
     def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
         """Height and width of the windows of a photo; one that is smaller is filled up with 0."""
         return window, window

@@ -90,12 +90,9 @@ def _neighbours(
 
 def _spread(photo: Float[Array, "3 h w"], dilations: Sequence[int]) -> Float[Array, "3 h w"]:
     """Standard deviation (n − 1) over the 3 × 3 windows of all dilations, the centre in each."""
-    height, width = photo.shape[1:]
-    values = []
-    for dilation in dilations:
-        padded = jnp.pad(photo, ((0, 0), *[(dilation, dilation)] * 2), mode="edge")
-        values += [
-            padded[:, y : y + height, x : x + width]
-            for y, x in product((0, dilation, 2 * dilation), repeat=2)
-        ]
-    return jnp.std(jnp.stack(values), axis=0, ddof=1)
+    # sums, not a stack, which of a large photo would not fit
+    centres, count = [photo] * len(dilations), 9 * len(dilations)
+    mean = sum((*centres, *_neighbours(photo, dilations)), jnp.zeros_like(photo)) / count
+    around = (*centres, *_neighbours(photo, dilations))
+    squares = sum(((value - mean) ** 2 for value in around), jnp.zeros_like(photo))
+    return jnp.sqrt(squares / (count - 1))

@@ -89,12 +89,17 @@ class TrainingFreeConfig:
 
     @property
     def one_prompt(self) -> bool:
-        """Whether a class is described by one prompt only; templates are averaged here."""
+        """Whether a class is described by one prompt; templates are averaged here."""
         return False
 
     def outputs(self, *, mps_weight: float = 0.0) -> Outputs:
         """What the method is scored on: its cosines; there is no MPS path to weigh."""
         return Outputs({self.method: {"cosine": 1.0}}, main=self.method)
+
+    @property
+    def joint(self) -> bool:
+        """Whether cosines of a word depend on which others are asked for."""
+        return self.method == "resclip" and self.second_pass
 
     def window_size(self, size: tuple[int, int], window: int, patch: int) -> tuple[int, int]:
         """Height and width of the windows of a photo, no larger than it is; 0: all of it."""
@@ -189,7 +194,7 @@ class TrainingFree(nnx.Module):
         if self.config.method == "sc_clip":
             return self._pixels(self._sc_clip(stages, grid)), None
         pixels = self._pixels(self._last(stages, grid))
-        if self.config.method == "resclip" and self.config.second_pass:
+        if self.config.joint:
             return pixels, (image, {i: stages[i] for i in (*EARLIER["resclip"], len(stages) - 1)})
         return pixels, None
 
@@ -198,7 +203,7 @@ class TrainingFree(nnx.Module):
     ) -> dict[str, Float[Array, "b k m"]]:
         """Cosines of what `embed` gave with every word."""
         words = average(text)
-        cosines = _cosines(pixels, words)
+        cosines = last_block.einsum("bmc, kc -> bkm", pixels, words)
         if second is not None:
             image, stages = second
             grid = image.shape[1] // self.patch_size, image.shape[2] // self.patch_size
@@ -210,7 +215,9 @@ class TrainingFree(nnx.Module):
             )
             first = rearrange(cosines, "b k (h w) -> b k h w", h=grid[0])
             found = jax.vmap(label, (0, 0, None))(first, image, words)
-            cosines = _cosines(self._pixels(self._last(stages, grid, found)), words)
+            cosines = last_block.einsum(
+                "bmc, kc -> bkm", self._pixels(self._last(stages, grid, found)), words
+            )
         return {"cosine": cosines}
 
     def _stages(self, image: Float[Array, "b H W 3"]) -> Stages:
@@ -290,7 +297,3 @@ class TrainingFree(nnx.Module):
         first, *rest = (stages[i] for i in range(EARLIER["sc_clip"][0] + 1, len(stages) - 1))
         total = sum(rest, first)
         return attend(entering, last[:, :1]) + attend(total[:, 1:], total[:, :1])
-
-
-def _cosines(pixels: Pixels, words: Float[Array, "k c"]) -> Float[Array, "b k m"]:
-    return last_block.einsum("bmc, kc -> bkm", pixels, words)

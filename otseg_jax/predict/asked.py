@@ -14,7 +14,7 @@ from otseg_jax.data import templates
 from otseg_jax.data.lists import some
 
 # a list of words that nobody asks for, a number or "threshold": the least score
-Background: TypeAlias = str | float | Iterable[str] | None
+Background: TypeAlias = str | float | int | Iterable[str] | None
 
 NAME = "background"
 

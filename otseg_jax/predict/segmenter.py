@@ -213,10 +213,15 @@ class Segmenter:
 
     def _match(self, seen: _Seen, vectors: Words, method: str) -> dict[str, np.ndarray]:
         height, width = seen.image.shape[:2]
-        rows = self._how.rows(self._how.window_size((height, width))[0])
+        window = self._how.window_size((height, width))
         wanted = Outputs({method: self.spec.outputs.mixtures[method]}, main=method)
         return sliding.photo_logits(
-            self._runner, seen.embedded, vectors.text, outputs=wanted, rows=rows
+            self._runner,
+            seen.embedded,
+            vectors.text,
+            outputs=wanted,
+            height=window[0],
+            how=self._how,
         )
 
     def _segment(self, photo: Any, *, question: Asked, vectors: Words) -> Segmentation:
