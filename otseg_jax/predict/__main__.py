@@ -60,7 +60,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("pamr", False, "Refine by colours what a CLIP alone finds", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of matrix products", flag_values=FLAGS
+    "dtype",
+    "float32",
+    ["float32", "tensorfloat32", "bfloat16"],
+    "Of matrix products",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("checkpoint", "latest", HELP["checkpoint"], flag_values=FLAGS)
 flags.DEFINE_string("tokenizer", "", HELP["tokenizer"], flag_values=FLAGS)
