@@ -60,7 +60,10 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 },
             },
             "text": {
-                "templates": TEMPLATES_8,  # one prompt per class each
+                "templates": TEMPLATES_8,  # one prompt per class each; (): CLIP's 80 of ImageNet
+                # "CLASS=WORD|WORD": what a CLIP alone asks for in place of a class's name; the
+                # word that fits best counts
+                "words": (),
                 "embeddings": "",  # .npy f32[k, n, c] in place of the text tower
                 "cache": "~/.cache/otseg_jax/text",  # folder of embedded vocabularies; "": none
             },
@@ -80,14 +83,16 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             },
             "data": {
                 # voc12 | pascal_context | coco_stuff | ade20k | folder, and built in: shapes |
-                # shapes_synonyms | shapes_colours (the same pictures, its classes in other words)
+                # shapes_synonyms | shapes_colours (the same pictures, its classes in other words);
+                # for evaluation: cityscapes, and with background voc21 | context60 | coco_object
                 "dataset": "",
                 "root": "",  # folder of the data set (any value, same result)
                 "augmented": True,  # VOC: add the images of aug.txt
-                "raw_ids": False,  # COCO-Stuff: convert raw ids while reading
+                "raw_ids": False,  # COCO: convert raw ids while reading
                 # of the built-in shapes: how many to draw
                 "images": {"train": 2000, "val": 100},
-                "crop": 512,  # pixels, side of a training crop and of a window
+                # pixels, side of a training crop and of a window; 0: whole photos (CLIP alone)
+                "crop": 512,
                 "scale": (2048, 512),  # pixels, (long, short) side before the random ratio
                 "ratio": (0.5, 2.0),  # random factor of the scale
                 "max_class_fraction": 0.75,  # of a crop's labelled pixels
@@ -122,6 +127,11 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 # subtracted from the scores of seen classes; None: 0.1 if inductive, else 0
                 "seen_offset": ml_collections.config_dict.placeholder(float),
                 "mps_weight": 0.5,  # of the MPS path in OTSeg+
+                # a pixel is of class 0, the background, where its best score (of a CLIP alone:
+                # probability) is below; None: never
+                "threshold": ml_collections.config_dict.placeholder(float),
+                # of a photo's pixels that are not class 0: a class with at most so many gets none
+                "least_share": 0.0,
                 "checkpoint": "latest",  # latest | best | half (of the schedule) | a step
                 "images": 0,  # of the validation split; 0: all
                 "save_predictions": False,  # label maps as PNGs in workdir/predictions

@@ -33,8 +33,12 @@ from experiments.grid import table
 from experiments.torch_model import TorchOTSeg
 from otseg_jax import sharding
 from otseg_jax.data import regimes
+from otseg_jax.evaluation import labelling, sliding
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.words import Words
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
+from otseg_jax.models.outputs import Outputs
 from otseg_jax.training import optim
 from otseg_jax.training.step import State, make_train_step
 from otseg_jax.weights import mmseg, names, rules
@@ -45,13 +49,15 @@ VISION = VisionConfig(
 )
 SIZES = {"VOC": (20, 6, 10), "COCO": (171, 8, 100)}  # classes, templates, visual prompts
 RIVALS = ("ours", "torch")
+PHOTO, FITTED = (375, 500), (512, 683)  # (height, width) of a VOC photo, and as it is run
+STRIDE = 426  # pixels between its two windows
 
 
 class Case(NamedTuple):
     """What is timed."""
 
     sizes: str  # of `SIZES`, or "tower": the vision tower alone
-    work: str  # forward, step
+    work: str  # forward, step, or evaluate: from a photo to its label map
     batch: int
     dtype: str  # of matrix products in the tower
 
@@ -68,6 +74,7 @@ CASES = [
         for batch in (1, 4)
         for dtype in ("float32", "bfloat16")
     ),
+    *(Case("VOC", "evaluate", 1, dtype) for dtype in ("float32", "bfloat16")),
     *(Case(sizes, "step", 1, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16")),
 ]
 
@@ -108,6 +115,8 @@ def ours(case: Case) -> Callable[[], Any]:
     if case.work == "forward":
         run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
         return lambda: jax.block_until_ready(run(trainable, frozen, image, text))
+    if case.work == "evaluate":
+        return lambda: evaluate(case, graphdef, trainable, frozen)
     config, optimizer = OTSegConfig(), optim.make_optimizer(lambda _: 2e-4, weight_decay=0.01)
     step = make_train_step(
         graphdef,
@@ -124,6 +133,24 @@ def ours(case: Case) -> Callable[[], Any]:
         return jax.block_until_ready(scalars)
 
     return train
+
+
+def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarray:
+    """Label map of a photo that is fitted and normalised already, as our evaluation makes it."""
+    config, (_, text, _) = OTSegConfig(), inputs(case)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
+    how = Inference(method=config, patch=16, window=512, stride=STRIDE, batch_size=4)
+    outputs = Outputs({"otseg_plus": config.outputs().mixtures["otseg_plus"]}, main="otseg_plus")
+    image, asked = photo(), Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
+    embedded = sliding.photo_embedded(runner, image, how=how)
+    logits = sliding.photo_logits(runner, embedded, asked.text, outputs=outputs, rows=512 // 16)
+    return labelling.label_maps(logits, image, asked, how, size=PHOTO)["otseg_plus"]
+
+
+def photo() -> np.ndarray:
+    """Normalised, f32[h, w, 3]."""
+    return np.random.default_rng(1).standard_normal((*FITTED, 3)).astype(np.float32)
 
 
 def theirs(case: Case) -> Callable[[], Any]:
@@ -146,6 +173,9 @@ def theirs(case: Case) -> Callable[[], Any]:
     words, target = torch.tensor(text), torch.tensor(label.astype(np.int64))
     if case.work == "forward":
         return torch.inference_mode()(lambda: rival(picture, words))
+    if case.work == "evaluate":
+        whole = torch.tensor(photo()).permute(2, 0, 1)[None].contiguous()
+        return torch.inference_mode()(lambda: rival.label(whole, words, PHOTO, stride=STRIDE))
     optimizer = torch.optim.AdamW([x for x in rival.w.values() if x.requires_grad], lr=2e-4)
 
     def train() -> Any:
@@ -178,6 +208,9 @@ def check(case: Case) -> float:
         for one, other in zip(maps.values(), found, strict=True)
     )
     assert worst < (1e-3 if case.dtype == "float32" else 5e-2), f"{case}: logits differ by {worst}"
+    if case.work == "evaluate":
+        same = float(np.mean(ours(case)() == theirs(case)().numpy()))
+        assert same > (0.999 if case.dtype == "float32" else 0.9), f"{case}: {same} of the labels"
     return worst
 
 

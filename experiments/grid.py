@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 CLIP = hub.find(hub.BUILT_IN, ())
 MEASURES = ("miou_unseen", "miou_seen", "hiou")
 HEADERS = ("mIoU(U)", "mIoU(S)", "hIoU")
+RUNS = Path("runs/shapes_cells").absolute()
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def parse(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--runs",
         type=lambda path: Path(path).absolute(),
-        default=Path("runs/shapes_cells").absolute(),
+        default=RUNS,
     )
     return parser.parse_args()
 

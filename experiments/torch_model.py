@@ -92,6 +92,21 @@ class TorchOTSeg:
         side = round(memory.shape[1] ** 0.5)
         return tuple(rearrange(x, "b k (h w) -> b k h w", h=side) for x in (logits, mps))
 
+    def label(self, image: Tensor, text: Tensor, size: tuple[int, int], *, stride: int) -> Tensor:
+        """Label map of one photo in `size`: square windows, one after the other, averaged."""
+        height, width = image.shape[2:]
+        side = min(height, width)
+        total = torch.zeros(len(text), height, width)
+        count = torch.zeros(height, width)
+        for left in sorted({min(x, width - side) for x in range(0, width - side + stride, stride)}):
+            window = image[..., left : left + side]
+            decoder, mps = self(window, text)
+            z = F.interpolate((decoder + mps) / 2, (side, side), mode="bilinear")[0]
+            total[..., left : left + side] += torch.sigmoid(z)
+            count[:, left : left + side] += 1
+        scores = F.interpolate((total / count)[None], size, mode="bilinear")[0]
+        return scores.argmax(0)
+
     def loss(self, image: Tensor, text: Tensor, label: Tensor) -> Tensor:
         """Focal and dice losses of both maps."""
         total = torch.zeros(())

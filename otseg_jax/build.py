@@ -1,11 +1,11 @@
 """From a configuration to the parts of an experiment: data, text, model, mesh.
 
 A ConfigDict comes in and goes no further: `settings_of` makes plain values of it, and everything
-else works on these. Text is f32[K, n, c] over all K classes of the vocabulary, whatever the regime
-trains on.
+else works on these. Text is of all classes of the vocabulary, whatever the regime trains on.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from otseg_jax.data import classes, folders, inspect, regimes, shapes
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.otseg import FROZEN, TRAINABLE
+from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.settings import Settings
 from otseg_jax.weights import clip, hub, names, source
 from otseg_jax.weights.clip import Clip
@@ -48,7 +49,8 @@ class Experiment:
     graphdef: Any  # structure of the model, to be merged with `trainable` and `frozen`
     trainable: Any  # initial state of what learns, whole on every device
     frozen: Any  # state of the CLIP tower, large leaves split over the mesh's `model` axis
-    text: Float[Array, "k n c"]  # unit length, whole on every device
+    text: Float[Array, "v n c"]  # of the words, unit length, whole on every device
+    class_of: tuple[int, ...]  # of each word; ascending, and but for a CLIP alone 0, 1, 2, …
     patch_size: int  # side of the tower's, pixels
 
     @property
@@ -160,7 +162,9 @@ def stated(options: Settings) -> Stated:
 
 def open_clip(options: Settings) -> Pretrained:
     """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from."""
-    crop, place, said = options.data.crop, options.clip.source, stated(options)
+    place, said = options.clip.source, stated(options)
+    # a CLIP alone resizes positions by a kernel of its own
+    size = None if isinstance(options.model, TrainingFreeConfig) else options.data.crop
     if options.init_from and source.is_model(options.init_from):
         if place != options.init_from:
             LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
@@ -172,26 +176,25 @@ def open_clip(options: Settings) -> Pretrained:
             "leave clip.vision_heads, clip.text_heads, clip.activation and clip.tokenizer away"
         )
     if place == "random":
-        drawn = clip.draw(asdict(options.clip.random), image_size=crop, seed=options.seed)
+        drawn = clip.draw(asdict(options.clip.random), image_size=size or 224, seed=options.seed)
         return Pretrained(clip=drawn, origin=Origin(name=place, format=place))
-    return load_clip(place, image_size=crop, stated=said)
+    return load_clip(place, image_size=size, stated=said)
 
 
 def embed(
-    described: Spec, found: Pretrained, options: Settings
-) -> tuple[Float[np.ndarray, "k n c"], Spec]:
-    """Text embeddings of a model's classes, and its description with the identity of both.
+    described: Spec, found: Pretrained, options: Settings, asked: Sequence[str] = ()
+) -> tuple[Float[np.ndarray, "v n c"], Spec]:
+    """Embeddings of the words for a model's classes, and its description with the identity of both.
 
     They come from the file that the options name, from the model that the CLIP lies in where it is
-    of these classes and templates, or from the text tower; errors as of `text.read_embeddings` and
-    `Clip.embed`.
+    of these words, or from the text tower; errors as of `text.read_embeddings`, `Clip.embed`.
     """
-    loaded, words = found.clip, (described.classes, described.templates)
+    loaded, words = found.clip, (asked or described.classes, described.templates)
     if options.text.embeddings:
         embeddings = text.read_embeddings(
             options.text.embeddings,
-            classes=len(described.classes),
-            templates=1 if options.model.one_prompt else len(options.text.templates),
+            classes=len(words[0]),
+            templates=len(options.templates),
             width=loaded.vision_config.embed_dim,
             first=options.model.one_prompt,
         )
@@ -236,16 +239,15 @@ def assemble(
     """
     mesh = mesh or sharding.make_mesh(data=options.mesh.data, model=options.mesh.model)
     options.check_devices(mesh.shape["data"])
+    asked, class_of = classes.in_words(vocabulary.names, options.text.words)
     found = open_clip(options)
-    patch = found.clip.vision_config.patch_size
-    if options.data.crop % patch:
-        raise ValueError(
-            f"data.crop={options.data.crop} is not a multiple of the tower's patch, {patch} pixels"
-        )
+    crop, patch = options.data.crop, found.clip.vision_config.patch_size
+    if crop % patch and not isinstance(options.model, TrainingFreeConfig):
+        raise ValueError(f"data.crop={crop} is not a multiple of the tower's patch, {patch} pixels")
     if not trained:
         tell_normalisation(options, found.clip)
-    embeddings, described = embed(spec.describe(options, vocabulary), found, options)
-    graphdef, trainable, frozen = build(options, found.clip, mesh, transport)
+    graphdef, trainable, frozen = build(options, found.clip, mesh, transport)  # text takes longer
+    embeddings, described = embed(spec.describe(options, vocabulary), found, options, asked)
     unseen = vocabulary.unseen
     return Experiment(
         settings=options,
@@ -257,6 +259,7 @@ def assemble(
         trainable=trainable,
         frozen=frozen,
         text=jax.device_put(jnp.asarray(embeddings), sharding.replicated(mesh)),
+        class_of=class_of,
         patch_size=patch,
     )
 

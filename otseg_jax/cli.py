@@ -1,8 +1,8 @@
 """How our commands start, parse, end and report: one line for what the user can fix.
 
-A configuration is `configs/NAME.py`, with a regime after a colon, or a file of one's own like it;
-each of its fields is a flag. Those of the repository come with an installed package, as
-`otseg_jax/configs`, so that their names work in any folder.
+A configuration is `configs/NAME.py` or `configs/training_free/NAME.py`, with a regime or a method
+after a colon, or a file of one's own like it; each of its fields is a flag. Those of the repository
+come with an installed package, as `otseg_jax/configs`, so that their names work in any folder.
 """
 
 import ast
@@ -115,12 +115,17 @@ def parse(
 
 
 def load(name: str) -> ConfigDict:
-    """The configuration of FILE.py or FILE.py:REGIME; SystemExit with one line if there is none."""
-    file, _, regime = name.partition(":")
+    """The configuration of FILE.py or FILE.py:ARGUMENT; SystemExit with one line if there is none.
+
+    The argument is a regime, or the method of a CLIP alone.
+    """
+    file, _, argument = name.partition(":")
     path = _locate(file)
     if path is None:
-        packaged = sorted(p.stem for p in CONFIGS.glob("*.py")) if CONFIGS else []
-        known = ", ".join(f"configs/{stem}.py" for stem in packaged if stem != "common")
+        files = sorted(CONFIGS.rglob("*.py"), key=lambda p: (p.parent, p)) if CONFIGS else []
+        known = ", ".join(
+            "/".join(p.parts[p.parts.index("configs", -3) :]) for p in files if p.stem != "common"
+        )
         sys.exit(f"error: --config={name}: no such file here; those of otseg_jax are {known}")
     _offer_configs(path)
     spec = importlib.util.spec_from_file_location("otseg_jax_config", path)
@@ -129,7 +134,7 @@ def load(name: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*[regime] if regime else [])
+        config = module.get_config(*[argument] if argument else [])
     except Exception as error:  # any type: the file is the user's own program
         at = traceback.extract_tb(error.__traceback__)[-1]
         reason = (
@@ -148,7 +153,8 @@ def load(name: str) -> ConfigDict:
 def _locate(file: str) -> Path | None:
     """The file of that name, else the packaged configuration of the name."""
     path = Path(os.path.expanduser(file))  # noqa: PTH111 (pathlib raises where there is no user)
-    packaged = [CONFIGS / path.name] if CONFIGS and path.parent == Path("configs") else []
+    ours = path.parts[:1] == ("configs",)
+    packaged = [CONFIGS.joinpath(*path.parts[1:])] if CONFIGS and ours else []
     return next(
         (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None
     )
@@ -156,7 +162,7 @@ def _locate(file: str) -> Path | None:
 
 def _offer_configs(path: Path) -> None:
     """Let a configuration file import `configs`: its own neighbours, ours, then those from here."""
-    near = [path.parent] if path.parent.name == "configs" else []
+    near = [parent for parent in path.parents[:2] if parent.name == "configs"]
     # another project that it is started in may have a `configs/common.py` too
     places = [*near, *([CONFIGS] if CONFIGS else []), Path("configs").absolute()]
     package = types.ModuleType("configs")

@@ -14,6 +14,7 @@ import jaxlib
 
 from otseg_jax import paths
 
+FOLDER = "~/.cache/otseg_jax/xla"  # where commands keep them
 LARGEST = 2 * 2**30  # bytes; beyond it the programs that were not used for longest go
 SLOW = 0.2  # seconds: what compiles faster is not worth a file
 

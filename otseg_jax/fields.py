@@ -34,9 +34,16 @@ def _template(text: str) -> str:
     return text
 
 
+def _words(entry: str) -> str:
+    name, equals, words = entry.partition("=")
+    if not (name.strip() and equals and all(word.strip() for word in words.split("|"))):
+        raise ValueError("wanted CLASS=WORD, or CLASS=WORD|WORD for several words")
+    return entry
+
+
 def _some(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if not 1 <= len(texts) <= 1000:
-        raise ValueError(f"wanted 1 to 1000 of them, got {len(texts)}")
+    if len(texts) > 1000:
+        raise ValueError(f"wanted at most 1000 of them, got {len(texts)}")
     return texts
 
 
@@ -76,6 +83,7 @@ Few = Annotated[int, Field(ge=1, le=4096, strict=True)]  # devices, threads, lay
 Width = Annotated[int, Field(ge=1, le=2**16, strict=True)]  # channels
 Devices = Annotated[int, Field(le=4096, strict=True), AfterValidator(_devices)]
 Pixels = Annotated[int, Field(ge=1, le=8192, strict=True)]
+Window = Annotated[int, Field(ge=0, le=8192, strict=True)]  # pixels, or all of them
 Switch = Annotated[bool, Field(strict=True)]
 Rate = Annotated[float, within(0, 10)]  # of learning; more diverges, whatever is trained
 Weight = Annotated[float, within(0, 1e6)]
@@ -91,6 +99,7 @@ Place = Annotated[str, AfterValidator(_place)]
 LocalPlace = Annotated[str, AfterValidator(_local)]
 Template = Annotated[str, AfterValidator(_template)]
 Templates = Annotated[tuple[Template, ...], AfterValidator(_some)]
+Words = tuple[Annotated[str, AfterValidator(_words)], ...]
 CheckpointName = Annotated[str, AfterValidator(_checkpoint)]
 
 

@@ -7,10 +7,12 @@ r"""Train or evaluate from the command line; every field of the configuration is
         --config.data.root=VOCdevkit/VOC2012 --config.init_from=runs/voc12 --workdir=runs/voc12_t
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --mode=eval --workdir=runs/voc12
+    python -m otseg_jax.main --config=configs/training_free/voc20.py:naclip --mode=eval \
+        --config.data.root=VOCdevkit/VOC2012 --workdir=runs/voc20_naclip
 
---config is a file of `configs`, or one of your own, with a regime after a colon; --config.NAME sets
-a field, and `configs/common.py` lists them. A run goes on where it was if its command is given
-again.
+--config is a file of `configs`, or one of your own, with a regime after a colon, in
+`configs/training_free` with a method; --config.NAME sets a field, and `configs/common.py` lists
+them. A run goes on where it was if its command is given again.
 """
 
 import sys

@@ -12,7 +12,8 @@ import pydantic
 from flax import traverse_util
 from pydantic import Field
 
-from otseg_jax.data import regimes, shapes
+from otseg_jax.data import regimes, templates
+from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.fields import (
     Channels,
     CheckpointName,
@@ -32,13 +33,16 @@ from otseg_jax.fields import (
     Templates,
     Weight,
     Width,
+    Window,
+    Words,
     name_of,
     problems_of,
     within,
 )
+from otseg_jax.models import methods
 from otseg_jax.models.methods import MethodConfig
 
-DATASETS = ("voc12", "pascal_context", "coco_stuff", "ade20k", "folder", *shapes.WORDS)
+DATASETS = (*VOCABULARIES, "folder")
 
 _ONLY_THESE = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 
@@ -93,6 +97,7 @@ class Text:
     """What the text tower is asked."""
 
     templates: Templates
+    words: Words = ()  # runs of before have none
     embeddings: LocalPlace
     cache: LocalPlace
 
@@ -116,7 +121,7 @@ class Data:
     augmented: Switch
     raw_ids: Switch
     images: Images
-    crop: Pixels
+    crop: Window
     scale: Sides
     ratio: Factors
     max_class_fraction: Annotated[Fraction, Field(gt=0)]
@@ -159,6 +164,8 @@ class Eval:
     stride: Pixels
     seen_offset: Fraction | None
     mps_weight: Fraction
+    threshold: Fraction | None = None  # runs of before have neither
+    least_share: Fraction = 0.0
     checkpoint: CheckpointName
     images: Count
     save_predictions: Switch
@@ -183,11 +190,16 @@ class Settings:
     train: Train
     eval: Eval
 
+    def __post_init__(self) -> None:
+        methods.check_use(
+            self.model, window=self.data.crop, words=self.text.words, start=self.init_from
+        )
+
     @property
     def templates(self) -> tuple[str, ...]:
         """Those that describe a class: all of them, or ZegCLIP's one."""
-        templates = self.text.templates
-        return templates[:1] if self.model.one_prompt else templates
+        prompts = self.text.templates or templates.IMAGENET
+        return prompts[:1] if self.model.one_prompt else prompts
 
     def check_devices(self, devices: int) -> None:
         """Refuse, with a ValueError, batches that so many devices cannot share equally."""
@@ -219,7 +231,7 @@ def doubts(settings: Settings) -> list[str]:
 _FIT: Sequence[tuple[Sequence[str], Callable[..., bool], str]] = (
     (
         ("eval.stride", "data.crop"),
-        lambda stride, crop: stride <= crop,
+        lambda stride, crop: not crop or stride <= crop,
         "eval.stride={} leaves gaps between windows of data.crop={}",
     ),
     (

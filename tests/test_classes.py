@@ -173,3 +173,25 @@ def test_ignored_lines_are_values_but_no_classes(tmp_path):
     assert listing.vocabulary.palette == ((255, 0, 0), (0, 0, 255))
     assert listing.ignored == (0, 2)
     assert listing.colours == ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def test_words_take_the_place_of_names():
+    asked, class_of = classes.in_words(
+        ("bed ", "sofa", "a=b"), ("bed=bed", "sofa=sofa| couch|settee")
+    )
+    assert asked == ("bed", "sofa", "couch", "settee", "a=b")
+    assert class_of == (0, 1, 1, 1, 2)
+    assert classes.in_words(("cat|dog",), ()) == (("cat|dog",), (0,))
+    told = r"'sofa' has 2 entries; 'soffa' is no class: did you mean 'sofa'\? \(the classes are"
+    with pytest.raises(ValueError, match=told):
+        classes.in_words(("bed", "sofa"), ("sofa=couch", "sofa=settee", "soffa=couch"))
+
+
+def test_cityscapes_has_the_names_and_colours_of_its_authors():
+    """Rows of cityscapesScripts' table of labels."""
+    city = classes.VOCABULARIES["cityscapes"]
+    rows = {"road": (128, 64, 128), "traffic sign": (220, 220, 0), "rider": (255, 0, 0)}
+    rows |= {"train": (0, 80, 100), "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32)}
+    assert {name: city.palette[city.names.index(name)] for name in rows} == rows
+    assert [city.names.index(name) for name in rows] == [0, 7, 12, 16, 17, 18]
+    assert len(city) == len(set(city.palette)) == 19

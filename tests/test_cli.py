@@ -101,7 +101,7 @@ def python(folder, site, *arguments):
 def test_a_wheel_holds_every_file_and_one_name(installed):
     here = {p.relative_to(ROOT) for p in (ROOT / "otseg_jax").rglob("*") if p.is_file()}
     here = {path for path in here if "__pycache__" not in path.parts}
-    here |= {Path("otseg_jax") / p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py")}
+    here |= {Path("otseg_jax") / p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.py")}
     there = {p.relative_to(installed) for p in installed.rglob("*") if p.is_file()}
     assert {path for path in there if ".dist-info" not in path.parts[0]} == here
 
@@ -134,6 +134,18 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
     (tmp_path / "configs" / "common.py").write_text(own)
     load = load.replace("elsewhere", "configs").replace("train.steps", "seed")
     assert python(tmp_path, installed, "-c", load) == (0, "5\n")
+
+
+def test_protocols_of_a_clip_alone_are_found_from_any_folder(installed, tmp_path):
+    """Those of the package, and one's own that builds on them."""
+    name = "configs/training_free/voc21.py"
+    load = f"from otseg_jax import cli; print(cli.load('{name}:sclip').model.scale)"
+    assert python(tmp_path, installed, "-c", load) == (0, "65.0\n")
+    mine = "from configs.training_free import common\ndef get_config(method='naclip'):\n"
+    mine += "    config = common.defaults(method)\n    config.model.scale = 7.0\n    return config"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(mine)
+    assert python(tmp_path, installed, "-c", load) == (0, "7.0\n")
 
 
 def test_the_file_of_a_command_is_a_command_too(tmp_path):

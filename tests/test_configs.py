@@ -1,6 +1,7 @@
 """Configurations: the published settings in numbers, full-size shapes, and no unread field."""
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,10 +11,16 @@ import pytest
 from flax import nnx
 
 from configs import ade20k, coco_stuff, common, folder, pascal_context, shapes, voc12
+from configs.training_free import ade20k as ade20k_alone
+from configs.training_free import cityscapes, coco_object, context59, context60, voc20, voc21
+from configs.training_free import coco_stuff as coco_stuff_alone
+from configs.training_free import common as alone
+from configs.training_free import shapes as shapes_alone
 from otseg_jax import build
-from otseg_jax.data.classes import VOCABULARIES
+from otseg_jax.data.classes import VOCABULARIES, in_words
 from otseg_jax.models.clip import VisionConfig
 from otseg_jax.models.otseg import OTSeg, OTSegConfig
+from otseg_jax.models.training_free import METHODS, TrainingFreeConfig
 
 FILES = {
     "voc12": voc12,
@@ -93,6 +100,94 @@ def test_full_size_shapes(name, decoder):
         assert logits.shape == (2, classes, crop // 16, crop // 16)
 
 
+ALONE = {
+    "voc20": voc20,
+    "voc21": voc21,
+    "context59": context59,
+    "context60": context60,
+    "coco_object": coco_object,
+    "coco_stuff": coco_stuff_alone,
+    "ade20k": ade20k_alone,
+    "cityscapes": cityscapes,
+}
+# what the authors' configurations say, row by row: data set, method, short side, window (0: the
+# whole photo), stride, scale of the softmax, threshold, least share, words of all classes
+PROTOCOL = """
+voc20 naclip 336 0 112 40 None 0 30
+voc20 sclip 336 224 112 40 None 0 30
+voc20 pearl 336 0 112 40 None 0 30
+voc21 naclip 336 0 112 40 0.1 0 56
+voc21 sclip 336 224 112 65 0.1 0.1 56
+voc21 clearclip 448 448 224 50 0.5 0 21
+voc21 resclip 336 0 112 40 0.1 0 56
+voc21 sc_clip 336 224 112 50 0.15 0.1 56
+voc21 pearl 336 0 112 40 0.1 0 56
+context59 naclip 336 224 112 40 None 0 59
+context60 naclip 336 224 112 40 0.1 0 60
+context60 sclip 336 224 112 50 0.1 0 60
+context60 clearclip 448 448 224 50 0.15 0 60
+context60 sc_clip 336 224 112 40 0.15 0 60
+coco_object naclip 336 224 112 40 0.1 0 113
+coco_object sclip 336 224 112 50 0.1 0 113
+coco_object clearclip 448 448 224 50 0.4 0 81
+coco_object sc_clip 336 224 112 55 0.35 0 113
+coco_stuff naclip 336 224 112 40 None 0 171
+coco_stuff sclip 448 224 112 40 None 0 171
+ade20k clearclip 448 448 224 50 None 0 150
+ade20k resclip 336 224 112 40 None 0 150
+cityscapes naclip 560 224 112 40 None 0 19
+cityscapes clearclip 448 224 224 50 None 0 19
+"""
+
+
+@pytest.mark.parametrize("row", PROTOCOL.split("\n")[1:-1])
+def test_the_published_protocol_of_a_clip_alone(row):
+    name, method, short, window, stride, scale, threshold, share, words = row.split()
+    config = ALONE[name].get_config(method)
+    assert tuple(config.eval.scale) == (2048, int(short))
+    assert (config.data.crop, config.eval.stride) == (int(window), int(stride))
+    assert config.model.scale == float(scale)
+    assert config.eval.threshold == (None if threshold == "None" else float(threshold))
+    assert config.eval.least_share == float(share)
+    options = build.settings_of(config)
+    assert len(options.templates) == 80
+    asked, class_of = in_words(VOCABULARIES[options.data.dataset].names, options.text.words)
+    assert len(asked) == len(class_of) == int(words)
+
+
+# temperature and share of the second pass, share of earlier blocks, first threshold
+RESCLIP = {
+    "ade20k": (2.1, 0.7, 0.3, 0.25),
+    "cityscapes": (2.1, 0.6, 0.2, 0.1),
+    "coco_object": (1.8, 0.7, 0.4, 0.11),
+    "coco_stuff": (1.8, 0.7, 0.4, 0.11),
+    "context59": (1.8, 0.7, 0.4, 0.25),
+    "context60": (1.8, 0.7, 0.3, 0.3),
+    "voc20": (2.1, 0.6, 0.6, 0.1),
+    "voc21": (2.2, 0.7, 0.3, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_the_published_numbers_of_resclip(name):
+    model = ALONE[name].get_config("resclip").model
+    found = model.mask_temperature, model.mask_share, model.earlier_share, model.first_threshold
+    assert found == RESCLIP[name]
+    assert model.temperature == 2
+
+
+@pytest.mark.parametrize("name", [*ALONE, "shapes"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_row_of_every_data_set(name, method):
+    config = {**ALONE, "shapes": shapes_alone}[name].get_config(method)
+    assert config.is_locked
+    options = build.settings_of(config)
+    assert options.model == TrainingFreeConfig(**config.model)
+    assert options.model.method == method
+    given = {field.name for field in dataclasses.fields(TrainingFreeConfig)}
+    assert set(config.model) == given
+
+
 def leaves(config, prefix=""):
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -117,13 +212,15 @@ def attribute_paths(tree):
 
 
 def read_paths():
-    """What the package reads, but for `settings` itself, where reading is checking."""
-    return {
-        path
-        for file in PACKAGE.rglob("*.py")
-        if file.name != "settings.py"
-        for path in attribute_paths(ast.parse(file.read_text()))
-    }
+    """What the package reads; of `settings`, where reading is checking, its properties alone."""
+    trees = {file: ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py")}
+    checks = ast.walk(trees.pop(PACKAGE / "settings.py"))
+    used = [
+        n
+        for n in checks
+        if isinstance(n, ast.FunctionDef) and "property" in map(ast.unparse, n.decorator_list)
+    ]
+    return {path for tree in [*trees.values(), *used] for path in attribute_paths(tree)}
 
 
 def model_paths():
@@ -181,6 +278,7 @@ def uncommented(source):
 
 
 def test_every_field_is_commented():
+    assert set(uncommented(Path(alone.__file__).read_text())) <= set(METHODS)
     source = Path(common.__file__).read_text()
     sizes = {"width", "layers", "heads", "mlp_width", "train", "val"}  # told by their group
     assert set(uncommented(source)) <= sizes

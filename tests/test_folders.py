@@ -217,6 +217,78 @@ def test_coco_ids_under_the_wrong_name_are_told_by_their_values(
         folder[0]
 
 
+def test_a_background_is_class_0_of_its_data_set(tmp_path, photos):
+    """VOC with 21 classes and Context with 60 are the same files, and nothing else is a class."""
+    root = photos / "voc2012_mini"
+    with_background = folders.index("voc21", root, "val")
+    without = folders.index("voc12", root, "val")
+    for one, other, mask in zip(without, with_background, with_background.labels, strict=True):
+        raw = np.asarray(Image.open(mask)).astype(int)
+        np.testing.assert_array_equal(other["label"], np.where(raw == 255, IGNORE, raw))
+        classed = one["label"] != IGNORE
+        np.testing.assert_array_equal(other["label"][classed], one["label"][classed] + 1)
+    _write(tmp_path / "val.txt", "b")
+    _save(tmp_path / "JPEGImages/b.jpg")
+    values = np.where(VALUES == 2, 59, VALUES)
+    _save(tmp_path / "SegmentationClassContext/b.png", values=values)
+    folder = folders.index("context60", tmp_path, "val")
+    np.testing.assert_array_equal(folder[0]["label"], [[0, 1, 59], [1, IGNORE, 59]])
+    for name, without in (("voc21", "voc12"), ("context60", "pascal_context")):
+        names = classes.VOCABULARIES[without].names
+        assert classes.VOCABULARIES[name].names == ("background", *names)
+
+
+@pytest.mark.parametrize("raw_ids", [False, True])
+def test_things_of_coco_are_classes_and_all_else_is_background(photos, raw_ids):
+    root = photos / "cocostuff_sample21"
+    stuff = classes.VOCABULARIES["coco_stuff"].names
+    things = classes.VOCABULARIES["coco_object"].names
+    assert things == ("background", *stuff[:80])
+    split = folders.index("coco_object", root, "val", raw_ids=raw_ids)
+    shown = set()
+    for example, named in zip(split, folders.index("coco_stuff", root, "val"), strict=True):
+        for k in np.unique(named["label"]):
+            (found,) = set(example["label"][named["label"] == k])
+            name = stuff[k] if k != IGNORE else ""
+            assert things[found] == (name if 0 <= k < 80 else "background")
+            shown.add(found)
+    assert len(shown) > 10
+
+
+@pytest.mark.parametrize("place", ["", "cityscapes"])
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_cityscapes(tmp_path, place, kind):
+    """By the downloaded ids and by the train ids that its authors' scripts make of them."""
+    # road, sky, bicycle and what is no class: "out of roi" and "rail track"
+    values = {"labelIds": [7, 23, 33, 3, 10], "labelTrainIds": [0, 10, 18, 255, 255]}[kind]
+    for city in ("aachen", "bonn"):
+        stem = f"{city}/{city}_000000_000019"
+        photo = tmp_path / place / f"leftImg8bit/val/{stem}_leftImg8bit.png"
+        photo.parent.mkdir(parents=True)
+        Image.new("RGB", (5, 1)).save(photo)
+        masks = tmp_path / place / "gtFine/val"
+        _save(masks / f"{stem}_gtFine_labelIds.png", values=np.full((1, 5), 7, np.uint8))
+        _save(masks / f"{stem}_gtFine_color.png")
+        _save(masks / f"{stem}_gtFine_{kind}.png", values=np.array([values], np.uint8))
+    folder = folders.index("cityscapes", tmp_path, "val")
+    assert [example["name"] for example in folder] == [
+        "aachen/aachen_000000_000019_leftImg8bit",
+        "bonn/bonn_000000_000019_leftImg8bit",
+    ]
+    np.testing.assert_array_equal(folder[1]["label"], [[0, 10, 18, IGNORE, IGNORE]])
+    names = [folder.vocabulary.names[k] for k in (0, 10, 18)]
+    assert names == ["road", "sky", "bicycle"]
+
+
+def test_cityscapes_masks_that_are_missing_are_named(tmp_path):
+    _save(tmp_path / "leftImg8bit/val/bonn/bonn_000000_000019_leftImg8bit.png", values=VALUES)
+    (tmp_path / "gtFine/val/bonn").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"bonn_000000_000019_gtFine_labelIds.png"):
+        folders.index("cityscapes", tmp_path, "val")
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/train/ and gtFine/train/"):
+        folders.index("cityscapes", tmp_path, "train")
+
+
 @pytest.mark.parametrize("place", ["", "ADEChallengeData2016", "ade/ADEChallengeData2016"])
 def test_ade_layouts(tmp_path, place):
     _save(tmp_path / place / "images/training/a.jpg")
@@ -280,8 +352,8 @@ def test_wrong_root_lists_what_was_looked_for(tmp_path):
 
 
 def test_unknown_data_set_and_split(tmp_path):
-    with pytest.raises(ValueError, match=r"data set 'cityscapes' .*wanted voc12, pascal_context"):
-        folders.index("cityscapes", tmp_path, "val")
+    with pytest.raises(ValueError, match=r"data set 'kitti' .*wanted voc12, voc21, pascal_context"):
+        folders.index("kitti", tmp_path, "val")
     with pytest.raises(ValueError, match="split 'test': wanted 'train' or 'val'"):
         folders.index("voc12", tmp_path, "test")
 

@@ -214,6 +214,13 @@ def test_table_marks_undefined_figures():
     assert {len(line) for line in lines} == {len(lines[0])}
 
 
+def test_table_has_no_halves_where_nothing_is_unseen(results):
+    lines = metrics.table(results, []).splitlines()
+    assert lines[0].split() == ["IoU", "OTSeg", "OTSeg+"]
+    assert [line.split()[0] for line in lines[-2:]] == ["mIoU", "pAcc"]
+    assert "mIoU(S)" not in "".join(lines)
+
+
 def test_table_takes_names_as_they_are():
     names = ["1e5", "0x10", "---", "None"]
     counts = np.diag([1, 2, 3, 4])

@@ -59,6 +59,17 @@ def test_a_run_becomes_a_model_that_evaluates_the_same(run, model, tmp_path):
     assert stored.origin.format == "otseg_jax run"
 
 
+def test_others_may_read_what_is_written(model, tmp_path):
+    """As `touch` would leave files: safetensors alone writes for its own user."""
+    convert(str(model), tmp_path / "hf", format="hf")
+    (tmp_path / "plain").touch()
+    for folder in (model, tmp_path / "hf"):
+        modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+        assert modes == {(tmp_path / "plain").stat().st_mode}
+    (tmp_path / "folder").mkdir()
+    assert (tmp_path / "hf").stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
 def test_the_segmenter_and_the_evaluation_agree(run, model, tmp_path):
     options = small.settings(init_from=str(model), **{"eval.save_predictions": True})
     report.evaluate(options, tmp_path / "eval")

@@ -7,10 +7,12 @@
                         way back
     tokenizer/          of the text tower
 
-A directory may hold a CLIP alone; it serves as `--config.clip.source`. Arrays are numpy, float32.
+A directory may hold a CLIP alone; it serves as `--config.clip.source`. One that comes with the
+package leaves out the leaves and the tokenizer of the packaged CLIP, which lie beside it. Arrays
+are numpy, float32.
 """
 
-import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,27 +20,24 @@ from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
-from otseg_jax import fields, paths, text
+from otseg_jax import paths, text
+from otseg_jax.checkpoints import config
 from otseg_jax.checkpoints.spec import Origin, Spec
 from otseg_jax.data import templates, transforms
-from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.training_free import TrainingFreeConfig
-from otseg_jax.weights import files, hub, names
+from otseg_jax.weights import files, hub, hugging_face, names
 from otseg_jax.weights.clip import Clip
-from otseg_jax.weights.normalisation import Normalisation
 from otseg_jax.weights.source import FORMAT
 from otseg_jax.weights.towers import Stated
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
-PATTERNS = (CONFIG, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
-VERSION = 2
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer"
+PATTERNS = (config.NAME, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,29 +86,6 @@ class Model(Pretrained):
 Given = TypeVar("Given", bound=Pretrained)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ClipPart:
-    vision: VisionConfig
-    text: TextConfig | None
-    fingerprint: str
-    text_fingerprint: str
-    logit_scale: float | None
-    normalisation: Normalisation | None = None
-
-
-@pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    format: str
-    version: int
-    clip: _ClipPart
-    model: Spec | None
-    origin: Origin
-
-
-_ADAPTER = pydantic.TypeAdapter(_Config)
-
-
 def write(dest: str | Path, model: Pretrained) -> None:
     """Write a model directory, whole or not at all.
 
@@ -120,33 +96,39 @@ def write(dest: str | Path, model: Pretrained) -> None:
         write_into(folder, model)
 
 
-def write_into(folder: Path, model: Pretrained) -> None:
-    """Write the files of a model directory into an empty folder that the caller puts in place."""
+def write_into(folder: Path, model: Pretrained, *, clip_source: config.ClipSource = "") -> None:
+    """Write the files of a model directory into an empty folder that the caller puts in place.
+
+    `clip_source` is where its CLIP is read from, if not from this directory: the packaged one.
+    """
     clip, arrays = model.clip, model.leaves()
     clip.check_tokenizer()
+    if clip_source:
+        arrays = {n: a for n, a in arrays.items() if not n.startswith(("vision/", "text/"))}
     if isinstance(model, Model):
         arrays |= names.under("unused/", model.unused)
     # safetensors writes memory as it lies, so that a transposed view would come out wrong
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(contiguous, folder / WEIGHTS, metadata={"format": FORMAT})
-    if clip.tokenizer is not None:
+    if clip.tokenizer is not None and not clip_source:
         text.save_tokenizer(clip.tokenizer, folder / TOKENIZER)
-    config = _Config(
+    described = config.Config(
         format=FORMAT,
-        version=VERSION,
-        clip=_ClipPart(
+        version=config.VERSION,
+        clip=config.ClipPart(
             vision=clip.vision_config,
             text=clip.text_config,
             fingerprint=clip.fingerprint,
             text_fingerprint=clip.text_fingerprint,
             logit_scale=clip.logit_scale,
             normalisation=clip.normalisation,
+            source=clip_source,
         ),
         model=model.spec if isinstance(model, Model) else None,
         origin=model.origin,
     )
-    plain = _ADAPTER.dump_python(config, mode="json")
-    (folder / CONFIG).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    config.write(folder, described)
+    shutil.copymode(folder / config.NAME, folder / WEIGHTS)  # safetensors writes for its user alone
 
 
 def read(source: str | Path) -> Pretrained:
@@ -157,24 +139,12 @@ def read(source: str | Path) -> Pretrained:
         ValueError: another kind of folder, or a damaged one; all problems of `config.json` at once.
     """
     folder = hub.find(source, PATTERNS)
-    config = _read_config(folder)
+    stored = config.read(folder)
     arrays = files.read(folder / WEIGHTS).arrays
     files.check_finite(arrays, folder / WEIGHTS)
-    clip = Clip(
-        name=config.origin.name,
-        vision_config=config.clip.vision,
-        vision=names.below("vision/", arrays),
-        text_config=config.clip.text,
-        text=names.below("text/", arrays),
-        fingerprint=config.clip.fingerprint,
-        text_fingerprint=config.clip.text_fingerprint,
-        tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
-        logit_scale=config.clip.logit_scale,
-        normalisation=config.clip.normalisation,
-    )
-    spec = config.model
+    clip, spec = _clip(stored, arrays, folder), stored.model
     if spec is None:
-        return Pretrained(clip=clip, origin=config.origin)
+        return Pretrained(clip=clip, origin=stored.origin)
     embeddings = arrays.pop("embeddings", None)
     wanted = (len(spec.classes), len(spec.templates), clip.vision_config.embed_dim)
     if embeddings is None or embeddings.shape != wanted:
@@ -183,11 +153,35 @@ def read(source: str | Path) -> Pretrained:
     rest = ("vision/", "text/", "unused/")
     return Model(
         clip=clip,
-        origin=config.origin,
+        origin=stored.origin,
         spec=spec,
         trained={name: leaf for name, leaf in arrays.items() if not name.startswith(rest)},
         embeddings=embeddings,
         unused=names.below("unused/", arrays),
+    )
+
+
+def _clip(stored: config.Config, arrays: Mapping[str, np.ndarray], folder: Path) -> Clip:
+    part = stored.clip
+    if part.source:
+        clip = hugging_face.load(part.source, image_size=part.vision.image_size)
+        if clip.fingerprint != part.fingerprint:
+            raise ValueError(
+                f"{folder} was trained with another {part.source} than the one of this package: "
+                "install otseg_jax anew, whose files are of two versions"
+            )
+        return replace(clip, name=stored.origin.name)
+    return Clip(
+        name=stored.origin.name,
+        vision_config=part.vision,
+        vision=names.below("vision/", arrays),
+        text_config=part.text,
+        text=names.below("text/", arrays),
+        fingerprint=part.fingerprint,
+        text_fingerprint=part.text_fingerprint,
+        tokenizer=next(filter(text.holds_tokenizer, (folder / TOKENIZER, folder)), None),
+        logit_scale=part.logit_scale,
+        normalisation=part.normalisation,
     )
 
 
@@ -265,27 +259,3 @@ def need_model(found: Pretrained, hint: str) -> Model:
     if not isinstance(found, Model):
         raise ValueError(f"the model from {found.origin.name} is a CLIP alone{hint}")
     return found
-
-
-def _read_config(folder: Path) -> _Config:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is not there: {folder} is no model directory") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is not that of a model directory: make one with "
-            f"python -m otseg_jax.convert {folder} DEST"
-        )
-    if config.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version is {config.get('version')!r}, this program reads {VERSION}: convert "
-            "the original weights again"
-        )
-    try:
-        return _ADAPTER.validate_python(config)
-    except pydantic.ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(fields.problems_of(error))}") from None

@@ -5,6 +5,7 @@ written beside its destination and renamed.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,8 @@ def to_hugging_face(dest: str | Path, model: Pretrained) -> None:
         save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
         config = hugging_face_config(clip.vision_config, clip.text_config)
         (folder / hugging_face.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        # safetensors writes for its user alone
+        shutil.copymode(folder / hugging_face.CONFIG, folder / "model.safetensors")
         if clip.tokenizer is not None:
             text.save_tokenizer(clip.tokenizer, folder)
         if clip.normalisation is not None:

@@ -8,8 +8,10 @@ not identify a class.
 """
 
 import csv
+import difflib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,6 +180,35 @@ def spelt(name: str) -> str:
     return " ".join(name.lower().split())
 
 
+def in_words(
+    names: Sequence[str], entries: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """What is asked for classes, and the class of each word, ascending.
+
+    That is the name of a class, or the words that an entry "NAME=WORD|WORD" has for it.
+
+    Raises:
+        ValueError: entries of names that are no class, or two of one; all in one message.
+
+    Example:
+        >>> in_words(("cat", "sofa"), ("sofa=sofa|couch",))
+        (('cat', 'sofa', 'couch'), (0, 1, 1))
+    """
+    by_name = {name.strip(): name for name in names}
+    pairs = [(name.strip(), words) for name, _, words in (e.partition("=") for e in entries)]
+    counts = Counter(name for name, _ in pairs)
+    problems = [f"{name!r} has {n} entries" for name, n in counts.items() if n > 1]
+    for name in sorted(counts.keys() - by_name.keys()):
+        near = difflib.get_close_matches(name, by_name, n=1)
+        problems.append(f"{name!r} is no class" + "".join(f": did you mean {n!r}?" for n in near))
+    if problems:
+        some = lists.some(list(names))
+        raise ValueError(f"text.words: {'; '.join(problems)} (the classes are {some})")
+    instead = {by_name[name]: [*map(str.strip, words.split("|"))] for name, words in pairs}
+    found = [(word, k) for k, name in enumerate(names) for word in instead.get(name, [name])]
+    return tuple(word for word, _ in found), tuple(k for _, k in found)
+
+
 def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
     """PASCAL VOC's colours for ids 1..classes (0 is black there): distinct, neighbours far apart.
 
@@ -202,7 +233,9 @@ VOCABULARIES: dict[str, Vocabulary] = {
 - voc12: PASCAL VOC 2012 without background, 5 of 20 classes unseen; its colours are the default.
 - pascal_context: the 59 most frequent classes of PASCAL Context, 10 unseen.
 - coco_stuff: COCO-Stuff 164k in train-id order, 171 classes, 15 unseen.
-- ade20k: ADE20K-150, for evaluation across data sets: nothing is held out.
+- ade20k, cityscapes: 150 and 19 classes, for evaluation across data sets: nothing is held out.
+- voc21, context60, coco_object: PASCAL VOC and Context, and the 80 things of COCO, after a
+  background that is class 0, as training-free methods are evaluated: nothing is held out.
 - shapes: the built-in world, every pattern with every colour once, the shapes along a Latin square.
   The 5 unseen of 20 classes are new combinations of attributes that seen classes show one by one:
   each pattern, colour and shape of theirs occurs in at least two seen ones.

@@ -21,6 +21,9 @@ MEANINGLESS = -3
 COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Raw COCO-Stuff ids in 0..181 that no image uses; train ids close these gaps."""
 
+CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""Id in `labelIds.png` of each class that is evaluated; the other ids up to 33 are ignored."""
+
 
 @dataclass(frozen=True, eq=False)
 class Coding:
@@ -83,6 +86,36 @@ def raw_coco_coding(*, hint: str) -> Coding:
     gaps = ", ".join(map(str, COCO_GAPS))
     raw = np.setdiff1d(np.arange(182), COCO_GAPS)
     return _coding(raw, f"raw ids 0..181 but for {gaps},", hint)
+
+
+def coco_object_coding(*, raw: bool, hint: str) -> Coding:
+    """Values are raw COCO-Stuff ids or train ids; what is no thing is class 0, unlabelled too.
+
+    Example:
+        >>> coding = coco_object_coding(raw=True, hint="fix it")
+        >>> coding.table[[0, 11, 12, 89, 91, 181, 255]].tolist()
+        [1, -3, 12, 80, 0, 0, 0]
+
+    Source: COCO-Object, as GroupViT (arXiv 2202.11094) made it of COCO-Stuff.
+    """
+    whole = raw_coco_coding(hint=hint) if raw else plain_coding(171, hint=hint)
+    table = whole.table + 1
+    table[(table > 80) | (whole.table == IGNORE)] = 0
+    table[whole.table == MEANINGLESS] = MEANINGLESS
+    return replace(whole, table=table)
+
+
+def cityscapes_coding(*, hint: str) -> Coding:
+    """Values are the ids 0..33 of Cityscapes, of which 19 are classes.
+
+    Example:
+        >>> cityscapes_coding(hint="fix it").table[[0, 7, 8, 9, 33, 34, 255]].tolist()
+        [-1, 0, 1, -1, 18, -3, -1]
+
+    Source: cityscapesScripts, the table of labels.
+    """
+    ignored = np.setdiff1d(np.arange(34), CITYSCAPES).tolist()
+    return _coding(np.array(CITYSCAPES), "ids 0..33", hint, ignored=ignored)
 
 
 def _coding(

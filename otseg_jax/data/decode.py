@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Int16, UInt8, UInt16
 from PIL import Image, ImageFile, ImageOps
 
-from otseg_jax.data.classes import IGNORE
 from otseg_jax.data.codings import IGNORE_8_BIT, MEANINGLESS, Coding
 from otseg_jax.data.lists import some
 
@@ -174,7 +173,8 @@ def _one_channel(image: ImageFile.ImageFile, coding: Coding) -> Image.Image:
         raise _Refused("2- or 4-bit grey; save the mask as 8-bit grey or as a palette PNG")
     if raw & {"L;I", "L;IR", "1;I", "1;IR"}:
         raise _Refused("a TIFF in which 0 is white; save the mask as PNG")
-    if not image.mode.startswith("I;16") and coding.table[IGNORE_8_BIT] != IGNORE:
+    # class 0 may be what nobody labelled, as in COCO-Object
+    if not image.mode.startswith("I;16") and coding.table[IGNORE_8_BIT] > 0:
         raise _Refused(
             f"mode {image.mode} has 8 bits, in which {IGNORE_8_BIT} could be a class or no class; "
             f"save the mask as a 16-bit grey PNG of {coding.wanted}"

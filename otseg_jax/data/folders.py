@@ -7,7 +7,7 @@ once; problems inside a file are raised when it is read.
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import SupportsIndex, TypedDict
@@ -28,6 +28,12 @@ PUBLISHED = {
     "pascal_context": {"train": 4_996, "val": 5_104},
     "coco_stuff": {"train": 118_287, "val": 5_000},
     "ade20k": {"train": 20_210, "val": 2_000},
+    "cityscapes": {"train": 2_975, "val": 500},
+}
+PUBLISHED |= {
+    "voc21": PUBLISHED["voc12"],
+    "context60": PUBLISHED["pascal_context"],
+    "coco_object": PUBLISHED["coco_stuff"],
 }
 """Images of each full split: results on another number of them compare with nothing published."""
 
@@ -77,12 +83,12 @@ def index(
     """Find the photos and masks of one split, in the order of its list or of the file names.
 
     Args:
-        dataset: "voc12", "pascal_context", "coco_stuff", "ade20k", or "folder" for your own data,
+        dataset: one of `classes.VOCABULARIES` that lies in folders, or "folder" for your own data,
             as in `configs/folder.py`.
         root: the folder of the data set itself (VOC2012, VOC2010, coco_stuff164k or MSCOCO,
-            ADEChallengeData2016), or one above it (VOCdevkit, or what holds that).
+            ADEChallengeData2016, cityscapes), or one above it (VOCdevkit, or what holds that).
         augmented: VOC only: train on the images of `aug.txt` too, as every published result does.
-        raw_ids: COCO-Stuff only: read the raw maps `ID.png` (0..181) and convert them to train ids,
+        raw_ids: COCO only: read the raw maps `ID.png` (0..181) and convert them to train ids,
             for trees where `ID_labelTrainIds.png` was never made.
 
     Raises:
@@ -99,9 +105,13 @@ def index(
         )
     find: dict[str, Callable[[Path, str], Folder]] = {
         "voc12": partial(_voc12, augmented=augmented),
+        "voc21": partial(_voc12, augmented=augmented, background=True),
         "pascal_context": _pascal_context,
+        "context60": partial(_pascal_context, background=True),
         "coco_stuff": partial(_coco_stuff, raw_ids=raw_ids),
+        "coco_object": partial(_coco_object, raw_ids=raw_ids),
         "ade20k": _ade20k,
+        "cityscapes": _cityscapes,
         "folder": _own,
     }
     if dataset not in find:
@@ -116,7 +126,7 @@ def index(
     return folder
 
 
-def _voc12(root: Path, split: str, augmented: bool) -> Folder:
+def _voc12(root: Path, split: str, augmented: bool, background: bool = False) -> Folder:
     home = _home(root, ("VOC2012", "VOCdevkit/VOC2012"), ("JPEGImages",))
     where = home / "ImageSets" / "Segmentation"
     photos = _listed(home)
@@ -137,11 +147,12 @@ def _voc12(root: Path, split: str, augmented: bool) -> Folder:
     found = [_voc_pair(home, name, own, extra) for name in names]
     found += [_voc_pair(home, name, extra, own) for name in further]
     hint = "replace it by the mask of the data set"
-    coding = codings.reduced_coding(20, zero="background", hint=hint)
-    return _collect(VOCABULARIES["voc12"], found, coding, home / "JPEGImages")
+    vocabulary = VOCABULARIES["voc21" if background else "voc12"]
+    coding = _after_background(vocabulary, background, hint)
+    return _collect(vocabulary, found, coding, home / "JPEGImages")
 
 
-def _pascal_context(root: Path, split: str) -> Folder:
+def _pascal_context(root: Path, split: str, background: bool = False) -> Folder:
     masks = "SegmentationClassContext"
     home = _home(root, ("VOC2010", "VOCdevkit/VOC2010"), ("JPEGImages", masks))
     where, photos = home / "ImageSets" / "SegmentationContext", _listed(home)
@@ -150,8 +161,16 @@ def _pascal_context(root: Path, split: str) -> Folder:
         _check_held_out(names, photos, where / "val.txt", home / "val.txt")
     found = [_voc_pair(home, name, masks) for name in names]
     hint = "make the masks of the 59 classes, not those of all 459"
-    coding = codings.reduced_coding(59, zero="background", hint=hint)
-    return _collect(VOCABULARIES["pascal_context"], found, coding, home / "JPEGImages")
+    vocabulary = VOCABULARIES["context60" if background else "pascal_context"]
+    coding = _after_background(vocabulary, background, hint)
+    return _collect(vocabulary, found, coding, home / "JPEGImages")
+
+
+def _after_background(vocabulary: Vocabulary, background: bool, hint: str) -> codings.Coding:
+    """Masks whose value 0 is the background: a class, or none."""
+    if background:
+        return codings.plain_coding(len(vocabulary), hint=hint)
+    return codings.reduced_coding(len(vocabulary), zero="background", hint=hint)
 
 
 def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
@@ -177,6 +196,12 @@ def _coco_stuff(root: Path, split: str, raw_ids: bool) -> Folder:
     return _collect(VOCABULARIES["coco_stuff"], found, coding, folder)
 
 
+def _coco_object(root: Path, split: str, raw_ids: bool) -> Folder:
+    stuff = _coco_stuff(root, split, raw_ids)
+    coding = codings.coco_object_coding(raw=raw_ids, hint=stuff.coding.hint)
+    return replace(stuff, vocabulary=VOCABULARIES["coco_object"], coding=coding)
+
+
 def _ade20k(root: Path, split: str) -> Folder:
     part = {"train": "training", "val": "validation"}[split]
     inside = ("ADEChallengeData2016", "ade/ADEChallengeData2016")
@@ -187,6 +212,23 @@ def _ade20k(root: Path, split: str) -> Folder:
     hint = "take the masks of the scene parsing challenge (150 classes), not the full ADE20K"
     coding = codings.reduced_coding(150, zero="other", hint=hint)
     return _collect(VOCABULARIES["ade20k"], found, coding, folder)
+
+
+def _cityscapes(root: Path, split: str) -> Folder:
+    home = _home(root, ("cityscapes",), (f"leftImg8bit/{split}", f"gtFine/{split}"))
+    folder, maps = home / "leftImg8bit" / split, home / "gtFine" / split
+    # train ids are made by cityscapesScripts; what is downloaded has the ids alone
+    made = next(maps.glob("*/*_gtFine_labelTrainIds.png"), None) is not None
+    hint = "take the files of gtFine, as downloaded or as cityscapesScripts made them"
+    coding = codings.cityscapes_coding(hint=hint)
+    if made:
+        coding = codings.plain_coding(19, hint=hint)
+    end = f"_gtFine_{'labelTrainIds' if made else 'labelIds'}.png"
+    found: list[Pair] = []
+    for photo in pairs.photos(folder, (".png",)):
+        name = photo.stem.removesuffix("_leftImg8bit") + end
+        found.append((photo, ((maps / photo.relative_to(folder)).with_name(name),)))
+    return _collect(VOCABULARIES["cityscapes"], found, coding, folder)
 
 
 def _own(root: Path, split: str) -> Folder:

@@ -76,9 +76,10 @@ class Shapes:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, least in (("size", 1), ("image_size", 32), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                problems.append(f"{name}={value}: wanted an integer of at least {least}")
+        least = {"size": (1, ""), "image_size": (32, " (data.crop)"), "seed": (0, "")}
+        for name, (low, field) in least.items():
+            if (value := getattr(self, name)) < low:
+                problems.append(f"{name}={value}{field}: wanted an integer of at least {low}")
         for name, allowed in (("split", SPLITS), ("words", WORDS)):
             if (value := getattr(self, name)) not in allowed:
                 problems.append(f"{name}={value!r}: wanted one of {', '.join(allowed)}")

@@ -28,6 +28,7 @@ ROWS = {
     "pixel_accuracy_seen": "pAcc(S)",
     "pixel_accuracy_unseen": "pAcc(U)",
 }
+WHOLE = ("miou", "pixel_accuracy")  # over all classes, without a split of them
 
 # Two blanks between columns; rules run right across, through the blanks as well.
 _LAYOUT = simple_separated_format("  ")._replace(linebelowheader=Line("", "-", "--", ""))
@@ -124,7 +125,8 @@ def summary(
 def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
     """Lay out IoU per class and the means of each method as lines of text of equal width.
 
-    The classes named in `unseen` are marked * and come last; "-" stands for what is undefined.
+    The classes named in `unseen` are marked * and come last; where there are none, nor are there
+    means of halves. "-" stands for what is undefined.
 
     Raises:
         ValueError: no method, methods over different classes, or an unseen name that is no class.
@@ -141,13 +143,15 @@ def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
     _check_results(results, unseen)
     held_out = set(unseen)
     methods: list[Mapping[str, Any]] = list(results.values())
-    cells: list[Sequence[str]] = [["IoU, * unseen", *results], SEPARATING_LINE]
+    title = "IoU, * unseen" if unseen else "IoU"
+    cells: list[Sequence[str]] = [[title, *results], SEPARATING_LINE]
     for name in sorted(methods[0]["iou"], key=lambda name: name in held_out):
         label = name + " *" * (name in held_out)
         cells.append([label, *(_cell(method["iou"][name]) for method in methods)])
     cells.append(SEPARATING_LINE)
     for key, label in ROWS.items():
-        cells.append([label, *(_cell(method[key]) for method in methods)])
+        if unseen or key in WHOLE:
+            cells.append([label, *(_cell(method[key]) for method in methods)])
     # The header is a row like the others: `headers` would be set two characters wider.
     align = ["left", *("right" for _ in methods)]
     return tabulate(cells, tablefmt=_LAYOUT, colalign=align, disable_numparse=True)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from otseg_jax.evaluation import figures, metrics, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
 from otseg_jax.interrupt import StopOnSignal
+from otseg_jax.models.training_free import TrainingFreeConfig
 from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
 
@@ -34,21 +35,59 @@ LOGGER = logging.getLogger(__name__)
 
 
 def evaluate(options: Settings, workdir: str | Path) -> None:
-    """Evaluate trained weights on the validation split of a data set, their own or another.
+    """Evaluate trained weights, or a CLIP alone, on the validation split of a data set.
 
-    How they were trained (model, regime, crop, normalisation) is taken from their description; the
-    vocabulary is that of the data set. `init_from` names the run, if it is not `workdir`, or a
-    model directory. A workdir in which a run trains is refused; `init_from` reads it all the same.
+    How weights were trained (model, regime, crop, normalisation) is taken from their description;
+    the vocabulary is that of the data set, which may be another. `init_from` names the run, if it
+    is not `workdir`, or a model directory. A workdir in which a run trains is refused; `init_from`
+    reads it all the same. A CLIP alone is run as the settings say, in a workdir without a run.
 
     Raises:
         FileNotFoundError, ValueError: one message for whoever started it.
         KeyboardInterrupt: the user or the system asked to stop; no results were written.
     """
     with lock.hold(workdir) as held:
-        _evaluate(options, held)
+        alone = isinstance(options.model, TrainingFreeConfig)
+        experiment, source, weights, trained = (_alone if alone else _trained)(options, held)
+        with StopOnSignal() as stop:
+
+            def before_photo(number: int) -> None:
+                if any_asked(stop, number):
+                    raise KeyboardInterrupt(
+                        f"stopped before photo {number + 1}, without results: the same command "
+                        "begins again"
+                    )
+
+            report(experiment, source, weights, held, trained=trained, before_photo=before_photo)
 
 
-def _evaluate(options: Settings, workdir: Path) -> None:
+class Evaluated(NamedTuple):
+    """What is evaluated on what; `trained` as in `evaluate_split`."""
+
+    experiment: Experiment
+    source: Split
+    weights: Any
+    trained: Spec | None
+
+
+def _alone(options: Settings, workdir: Path) -> Evaluated:
+    if (workdir / restore.CHECKPOINTS).exists():
+        raise ValueError(
+            f"{workdir} holds a run, whose {RESULTS} would be replaced by that of a CLIP alone: "
+            "choose another --workdir"
+        )
+    source = build.open_split(options, "val")
+    build.check_labels(options, train=None, val=source)
+    experiment = build.assemble(options, source.vocabulary)
+    described = experiment.spec
+    LOGGER.info("Evaluating %s of %s alone", described.outputs.main, described.clip_source)
+    if (threshold := options.eval.threshold) is not None:
+        name = described.classes[0]
+        LOGGER.info("Pixels of a probability below %s are of class 0, %r", threshold, name)
+    return Evaluated(experiment, source, experiment.trainable, None)
+
+
+def _trained(options: Settings, workdir: Path) -> Evaluated:
     place, flag = options.init_from or workdir, "--config.eval.checkpoint"
     found = restore.find(place, options.eval.checkpoint, flag=flag)
     adopted = spec.adopt(options, found.spec, found.settings)
@@ -60,23 +99,7 @@ def _evaluate(options: Settings, workdir: Path) -> None:
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
     LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
-    with StopOnSignal() as stop:
-
-        def before_photo(number: int) -> None:
-            if any_asked(stop, number):
-                raise KeyboardInterrupt(
-                    f"stopped before photo {number + 1}, without results: the same command begins "
-                    "again"
-                )
-
-        report(
-            experiment,
-            source,
-            weights,
-            workdir,
-            trained=found.spec,
-            before_photo=before_photo,
-        )
+    return Evaluated(experiment, source, weights, found.spec)
 
 
 def report(
@@ -148,13 +171,17 @@ def evaluate_split(
     options, data = experiment.settings, experiment.settings.data
     described, classes = experiment.spec, experiment.vocabulary.names
     offset = (trained or described).offsets(classes, options.eval.seen_offset)
-    asked = Words.of_classes(experiment.text, offset)
+    class_of = np.array(experiment.class_of, np.int32)
+    asked = Words(experiment.text, class_of, offset[class_of], len(classes))
     how = Inference(
         method=described.model,
         patch=experiment.patch_size,
         window=data.crop,
         stride=options.eval.stride,
-        batch_size=options.eval.batch_size,
+        # whole photos are of many sizes, so that batches of them would be filled up
+        batch_size=options.eval.batch_size if data.crop else experiment.mesh.shape["data"],
+        threshold=options.eval.threshold,
+        least_share=options.eval.least_share,
     )
     runner = sliding.Runner(
         graphdef=experiment.graphdef,

@@ -5,7 +5,7 @@ A method is a file in this folder with a frozen dataclass of its choices that ha
 them, and whose model has `embed` and `match`; here its class joins the union.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Discriminator, Tag
@@ -37,6 +37,34 @@ def trained(config: MethodConfig) -> OTSegConfig:
     if isinstance(config, TrainingFreeConfig):
         raise ValueError(
             f"model.method={config.method!r} runs a CLIP as it is: there is nothing to train, and "
-            "no checkpoint of it"
+            "no checkpoint of it. Evaluate it with --mode=eval, or take a --config such as "
+            "configs/voc12.py to train"
         )
     return config
+
+
+def check_use(config: MethodConfig, *, window: int, words: Sequence[str], start: str) -> None:
+    """Refuse, with a ValueError, what only a CLIP alone can do, or only a trained model.
+
+    Args:
+        window: `data.crop`.
+        words: `text.words`.
+        start: `init_from`.
+    """
+    problems = []
+    if isinstance(config, TrainingFreeConfig):
+        if start:
+            problems.append(
+                f"init_from={start}: a CLIP alone has no trained weights, --config.clip.source "
+                "names the CLIP"
+            )
+    else:
+        if not window:
+            problems.append("data.crop=0: only a CLIP alone takes whole photos; wanted pixels")
+        if words:
+            problems.append(
+                f"text.words={tuple(words)}: only a CLIP alone is asked by other words; a trained "
+                "model is asked by the names of classes"
+            )
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from otseg_jax import cli, paths
+from otseg_jax import cli, compile_cache, paths
 from otseg_jax.convert.hints import HELP
 from otseg_jax.models.training_free import METHODS
 from otseg_jax.models.transformer import ACTIVATIONS
@@ -60,7 +60,17 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("pamr", False, "Refine by colours what a CLIP alone finds", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Of matrix products", flag_values=FLAGS
+    "dtype",
+    "float32",
+    ["float32", "tensorfloat32", "bfloat16"],
+    "Of matrix products",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "compile_cache",
+    compile_cache.FOLDER,
+    'Compiled programs are kept there, at most 2 GB; "": not at all',
+    flag_values=FLAGS,
 )
 flags.DEFINE_string("checkpoint", "latest", HELP["checkpoint"], flag_values=FLAGS)
 flags.DEFINE_string("tokenizer", "", HELP["tokenizer"], flag_values=FLAGS)
@@ -97,6 +107,7 @@ def work(arguments: Sequence[str]) -> None:
     background = _background(given["background"])
     found = photos.find(arguments, sys.stdin)
     paths.check_writable(given["output"], flag="--output")
+    compile_cache.keep(given["compile_cache"])
     if not given["model"]:
         print(
             f"--model={SHIPPED}, a small model of drawn shapes; for photos take a CLIP, "

@@ -49,7 +49,7 @@ def load(
         pamr: refine what a CLIP alone finds by the colours around each pixel; takes time.
         checkpoint: of a workdir: latest, best, half or a step.
         transport: solver of transport plans; None: the one it was trained with.
-        dtype: of matrix products, float32 or bfloat16.
+        dtype: of matrix products, float32, tensorfloat32 or bfloat16.
         batch_size: windows predicted together, at most.
         seen_offset: subtracted from the scores of names that were trained with labels; None: as
             trained, and nothing where you ask for other names.

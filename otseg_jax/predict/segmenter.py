@@ -26,6 +26,7 @@ from otseg_jax.data import classes, decode, transforms
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
+from otseg_jax.models import linear
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.outputs import Outputs
 from otseg_jax.predict import asked
@@ -67,7 +68,7 @@ class Segmenter:
         self.vocabulary = self.spec.vocabulary if self.spec.classes else None
         self.method = self._output(method)
         self.model = model.build(transport=transport, dtype=dtype)
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
         self.text: Float[Array, "k n c"] = jnp.asarray(model.embeddings)  # of its vocabulary
         self._parameters = sum(np.size(leaf) for leaf in model.model_leaves().values())
         # on one device: a photo is too little to share
@@ -171,7 +172,7 @@ class Segmenter:
         device = self._mesh.devices.item()
         return (
             f"Segmenter({self._made_by()}, {self._parameters / 1e6:.3g} M parameters, "
-            f"{f'{count} classes' if count else 'words of your own'}, {self.dtype.name}, "
+            f"{f'{count} classes' if count else 'words of your own'}, {self.dtype}, "
             f"{device.device_kind})"
         )
 
@@ -262,11 +263,11 @@ def check_options(dtype: Any, batch_size: Any, seen_offset: Any) -> None:
     """Refuse options before anything is read, with one ValueError of all problems."""
     problems = []
     try:
-        fits = jnp.dtype(dtype) in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+        fits = linear.storage(dtype) in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
     except TypeError:
         fits = False
     if not fits:
-        problems.append(f"dtype={dtype!r}: choose float32 or bfloat16")
+        problems.append(f"dtype={dtype!r}: choose float32, tensorfloat32 or bfloat16")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         problems.append(f"batch_size={batch_size!r}: wanted a whole number, at least 1")
     number = isinstance(seen_offset, int | float) and not isinstance(seen_offset, bool)

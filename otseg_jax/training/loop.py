@@ -24,6 +24,7 @@ from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.evaluation import report
 from otseg_jax.interrupt import StopOnSignal
+from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
 from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
@@ -44,6 +45,7 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
         FileNotFoundError, ValueError: one message for whoever started it; nothing saved is touched.
         KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
+    methods.trained(options.model)
     with lock.hold(workdir) as held:
         _train(options, held, transport)
 

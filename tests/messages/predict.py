@@ -192,7 +192,12 @@ ROWS = [
     load("CLIP, vision_heads=3", model, r"vision_heads=3 does not divide", vision_heads=3),
     load("a step of a run", inside_a_run, r"is a part of .*/run: give that, load\('.*/run'\)"),
     load("a file of a model", file_of_a_model, r"config\.json is a part of"),
-    load("dtype='fp32'", nothing, r"dtype='fp32': choose float32 or bfloat16", dtype="fp32"),
+    load(
+        "dtype='fp32'",
+        nothing,
+        r"dtype='fp32': choose float32, tensor",
+        dtype="fp32",
+    ),
     load("dtype='float16'", nothing, r"dtype='float16': choose", dtype="float16"),
     load("batch_size=0", nothing, r"batch_size=0: wanted a whole number", batch_size=0),
     load(
