@@ -107,6 +107,8 @@ def choose(
             f"choose {flag}=latest, or a step"
         )
     if step is None:
+        if whole := part_of(place):
+            raise FileNotFoundError(f"{place} is a part of {whole}: give that")
         raise FileNotFoundError(
             f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "
             "finished run or a model directory"
@@ -123,6 +125,15 @@ def choose(
             )
         record = _read(checkpoints, step, place)
     return step, record
+
+
+def part_of(place: str | Path) -> str:
+    """The run or model directory that a file or folder lies in; "": in none, or it is one."""
+    path = paths.resolve(place)
+    for folder in (path, *path.parents[:3]) if path.exists() else ():
+        if source.is_model(str(folder)) or (folder / CHECKPOINTS).is_dir():
+            return "" if folder == path else str(folder)
+    return ""
 
 
 def half(steps: int) -> int:

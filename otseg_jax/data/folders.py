@@ -38,8 +38,8 @@ PUBLISHED |= {
 """Images of each full split: results on another number of them compare with nothing published."""
 
 NO_MASKS = (
-    "Photos alone are labelled in Python: otseg_jax.load(WORKDIR)(PHOTO), WORKDIR being that of a "
-    "finished run"
+    "Photos alone are labelled by python -m otseg_jax.predict PHOTO… --model=WORKDIR, or in Python "
+    "by otseg_jax.load(WORKDIR)(PHOTO), WORKDIR being that of a finished run"
 )
 """The way of who only wants predictions."""
 

@@ -107,9 +107,8 @@ def _read(source: Any, checkpoint: str, stated: Stated) -> Pretrained:
     if not local.exists() and os.fspath(source) == SHIPPED:
         local = source = SHIPPED_AT
     place = local if local.exists() else os.fspath(source)
-    inside = next((p for p in local.parents[:3] if local.exists() and _holds_model(p)), None)
-    if inside and not _holds_model(local):
-        raise ValueError(f"{source} is a part of {inside}: give that, load({str(inside)!r})")
+    if whole := restore.part_of(local):
+        raise ValueError(f"{source} is a part of {whole}: give that, load({whole!r})")
     if place == local and local.is_dir() and not any(local.iterdir()):
         raise FileNotFoundError(f"{source} is an empty folder")
     if local.is_dir() and (local / restore.CHECKPOINTS).is_dir():
@@ -123,7 +122,3 @@ def _read(source: Any, checkpoint: str, stated: Stated) -> Pretrained:
         )
     # positions as stored: the tower resizes them itself
     return build.load_clip(place, stated=stated)
-
-
-def _holds_model(folder: Path) -> bool:
-    return sources.is_model(folder) or (folder / restore.CHECKPOINTS).is_dir()

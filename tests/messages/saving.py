@@ -114,6 +114,11 @@ ROWS = [
         r"\(runs/a, step 3: speed=1: there is no such field\)",
     ),
     Row(
+        "--config.init_from=RUN/checkpoints/2",
+        lambda folder: restore.find(run_of(folder) / "checkpoints" / "2"),
+        r"run/checkpoints/2 is a part of .*/run: give that$",
+    ),
+    Row(
         "--config.eval.checkpoint=7", steps(choose("7")), r"no checkpoint of step 7.*step 1, step 2"
     ),
     Row(
