@@ -250,14 +250,21 @@ def scores(similarity, epsilon: float, budget: float) -> dict:
     """Time of every method's alignment of pixels with classes, `mps`, and what Sinkhorn needs."""
     count = scan_count(similarity, epsilon, TOLERANCE)
 
+    plans = {
+        "ours": lambda s: sinkhorn(s, epsilon=epsilon),
+        "scan": lambda s: sinkhorn(s, epsilon=epsilon, iterations=count),
+        "ott_log": lambda s: ott_plan(s, epsilon, lse_mode=True),
+        "ott_kernel": lambda s: ott_plan(s, epsilon, lse_mode=False),
+    }
+
     def of_plan(plan_of):
         return lambda s: s.shape[-2] * s.shape[-1] * jnp.sum(plan_of(s) * s, axis=-1)
 
     functions = {
         "ours": lambda s: mps(s, epsilon=epsilon),
         "scan": lambda s: mps(s, epsilon=epsilon, iterations=count),
-        "ott_log": of_plan(lambda s: ott_plan(s, epsilon, lse_mode=True)),
-        "ott_kernel": of_plan(lambda s: ott_plan(s, epsilon, lse_mode=False)),
+        "ott_log": of_plan(plans["ott_log"]),
+        "ott_kernel": of_plan(plans["ott_kernel"]),
     }
     runs, report = compile_all(functions, similarity)
     with jax.enable_x64(True):
@@ -265,6 +272,7 @@ def scores(similarity, epsilon: float, budget: float) -> dict:
     for name, run in runs.items():
         error = np.abs(np.asarray(run()[:20], np.float64) - np.asarray(exact)).max()
         report[name]["error"] = float(error)
+        report[name]["marginal_error"] = marginal_error(plans[name](similarity))
     for name, seconds in time_in_turn(runs, budget).items():
         report[name] |= describe(seconds)
     report["scan"]["updates"] = count
@@ -433,7 +441,7 @@ def main() -> None:
         "cases": [],
     }
     if arguments.more:
-        results = json.loads(path.read_text())
+        results |= json.loads(path.read_text())
     problems, prompts, epsilon = HEADLINE
     draws = {
         "random": lambda: draw(problems, prompts),
@@ -443,7 +451,8 @@ def main() -> None:
     for regime, similarities in draws.items():
         if arguments.quick or regime in results["regimes"]:
             continue
-        results["regimes"][regime] = scores(similarities(), epsilon, arguments.budget)
+        found = scores(similarities(), epsilon, arguments.budget)
+        results["regimes"][regime] = {"machine": machine(), **found}
         tqdm.write(json.dumps({regime: results["regimes"][regime]}, indent=1))
         path.write_text(json.dumps(results, indent=1) + "\n")
     done = [(c["problems"], c["prompts"], c["epsilon"]) for c in results["cases"]]
