@@ -144,7 +144,9 @@ def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarr
     outputs = Outputs({"otseg_plus": config.outputs().mixtures["otseg_plus"]}, main="otseg_plus")
     image, asked = photo(), Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
     embedded = sliding.photo_embedded(runner, image, how=how)
-    logits = sliding.photo_logits(runner, embedded, asked.text, outputs=outputs, rows=512 // 16)
+    logits = sliding.photo_logits(
+        runner, embedded, asked.text, outputs=outputs, height=512, how=how
+    )
     return labelling.label_maps(logits, image, asked, how, size=PHOTO)["otseg_plus"]
 
 

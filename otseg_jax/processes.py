@@ -5,7 +5,6 @@ What one of them cannot do, none can: the others would wait for it in the next e
 
 import functools
 import signal
-import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -32,6 +31,10 @@ def start() -> None:
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
+class _Ended(SystemExit):
+    """Another process tells why."""
+
+
 def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
     """Make every process end where one fails: the first of those raises, the others say nothing.
 
@@ -49,11 +52,13 @@ def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
             result = work(*args, **options)
         except BaseException as error:  # a request to stop too
             failure = error
-        failed = np.ravel(multihost_utils.process_allgather(np.array(failure is not None)))
-        if failure is not None and np.argmax(failed) == jax.process_index():
+        told = isinstance(failure, _Ended)  # by another process, within
+        mine = np.array([failure is not None, failure is not None and not told])
+        failed, tells = np.atleast_2d(multihost_utils.process_allgather(mine)).T
+        if failure is not None and tells.any() and np.argmax(tells) == jax.process_index():
             raise failure
         if failed.any():
-            sys.exit(1)
+            raise _Ended(1)
         return result
 
     return agreed

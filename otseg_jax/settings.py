@@ -179,7 +179,6 @@ class Settings:
     regime: Literal[regimes.NAMES]  # type: ignore[valid-type]
     seed: Annotated[int, within(0, 2**32 - 1)]
     dtype: Literal["float32", "tensorfloat32", "bfloat16"]
-    compile_cache: LocalPlace
     init_from: Place
     init_step: Count
     mesh: Mesh
@@ -189,6 +188,7 @@ class Settings:
     data: Data
     train: Train
     eval: Eval
+    compile_cache: LocalPlace = ""  # runs of before have none
 
     def __post_init__(self) -> None:
         methods.check_use(
@@ -268,11 +268,8 @@ _FIT: Sequence[tuple[Sequence[str], Callable[..., bool], str]] = (
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
 
-def check(fields: Mapping[str, Any], *, where: str = "config") -> Settings:
+def check(fields: Mapping[str, Any]) -> Settings:
     """Settings of nested plain fields, checked before anything is read or compiled.
-
-    Args:
-        where: they come from, for messages.
 
     Raises:
         ValueError: every problem, named by its field, in one message.
@@ -290,7 +287,7 @@ def check(fields: Mapping[str, Any], *, where: str = "config") -> Settings:
             values = [given[name] for name in names]
             problems += [] if fit(*values) else [words.format(*values)]
     if problems or found is None:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
+        raise ValueError(f"config: {'; '.join(problems)}")
     return found
 
 

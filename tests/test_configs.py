@@ -17,6 +17,7 @@ from configs.training_free import coco_stuff as coco_stuff_alone
 from configs.training_free import common as alone
 from configs.training_free import shapes as shapes_alone
 from otseg_jax import build
+from otseg_jax.data import templates
 from otseg_jax.data.classes import VOCABULARIES, in_words
 from otseg_jax.models.clip import VisionConfig
 from otseg_jax.models.otseg import OTSeg, OTSegConfig
@@ -283,3 +284,7 @@ def test_every_field_is_commented():
     sizes = {"width", "layers", "heads", "mlp_width", "train", "val"}  # told by their group
     assert set(uncommented(source)) <= sizes
     assert list(uncommented('x = {"a": 1,  # why\n"b": 2}')) == ["b"]
+
+
+def test_the_words_of_the_background_are_those_of_the_package():
+    assert "background=" + "|".join(templates.BACKGROUND) == alone.BACKGROUND

@@ -93,6 +93,7 @@ def test_a_clip_alone_is_run_as_the_protocol_says():
     chances = plain_probabilities(cosines, (96, 176), (60, 110), window=64, stride=32)
     by_class = np.stack([chances[:2].max(0), *chances[2:]])
     found = alone()(photo, words)
+    # of a softmax of 40 × cosine, whose rounding it multiplies
     np.testing.assert_allclose(found.scores(), by_class, atol=2e-5)
     np.testing.assert_array_equal(found.labels, by_class.argmax(0))
     assert found.names == ("red disc", "blue star", "green square")
@@ -102,7 +103,9 @@ def test_a_clip_alone_is_run_as_the_protocol_says():
     unsure = alone()(photo, words, background=least)
     assert unsure.names[0] == "background"
     want = np.where(by_class.max(0) < least, 0, by_class.argmax(0) + 1)
-    assert np.mean(unsure.labels == want) > 0.999
+    # at the threshold rounding decides
+    near = np.abs(by_class.max(0) - least) < 2e-5
+    np.testing.assert_array_equal(unsure.labels[~near], want[~near])
     # other things compete, and are class 0
     rivals = alone()(photo, words[:1], background=["blue star", "green square"])
     want = np.where(by_class.argmax(0) == 0, 1, 0)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import otseg_jax
 from otseg_jax.predict import __main__ as command
+from otseg_jax.predict import folder as folders
 from otseg_jax.predict import photos
 
 WORDS = ["sky", "red disc|red circle"]
@@ -52,8 +53,19 @@ def test_what_arguments_stand_for(folder):
 
 
 def test_results_of_like_names_are_told_apart():
-    found = photos.stems([Path(n) for n in ("a.png", "b/A.jpg", "a_overlay.png", "index.png")])
-    assert found == ["a", "A_2", "a_overlay_2", "index_2"]
+    found = photos.stems([Path(n) for n in ("a.png", "b/A.jpg", "c/a.tif", "a_2.png")])
+    assert found == ["a", "A_2", "a_3", "a_2_2"]
+
+
+def test_no_photo_is_replaced(tmp_path):
+    """Neither its own mask nor that of another photo of its name may lie where it does."""
+    paths = [tmp_path / "a.jpg", tmp_path / "a.png"]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    before = paths[1].read_bytes()
+    with pytest.raises(ValueError, match=r"would replace .*a\.png: choose another --output"):
+        folders.segment(paths, tmp_path, lambda photo: pytest.fail(photo), title="")
+    assert (paths[1].read_bytes(), sorted(tmp_path.iterdir())) == (before, paths)
 
 
 class Page(HTMLParser):

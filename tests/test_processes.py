@@ -41,7 +41,8 @@ def ended(work):
 
 held = ended(lambda: lock.hold(used).__enter__())
 learnt = ended(labels)
-missing = ended(lambda: build.open_split(elsewhere, "train"))
+# all wait within another that all wait in
+missing = ended(lambda: processes.together(build.open_split)(elsewhere, "train"))
 print(json.dumps([held, learnt, missing, ended(lambda: lock.hold(own + "/run").__enter__())]))
 """
 

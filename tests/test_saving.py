@@ -200,10 +200,11 @@ def test_a_killed_process_holds_nothing(tmp_path, caplog):
 
 
 def test_two_never_hold_a_workdir_whatever_is_removed(tmp_path):
-    with lock.hold(tmp_path):
-        (tmp_path / lock.NAME).unlink()
-        assert f"process {os.getpid()} " in refused(tmp_path)
-        assert not (tmp_path / lock.NAME).exists(), "the one that was refused left its own file"
+    folder = tmp_path / "held by me"  # words of the library's own messages
+    with lock.hold(folder):
+        (folder / lock.NAME).unlink()
+        assert f"process {os.getpid()} " in refused(folder)
+        assert not (folder / lock.NAME).exists(), "the one that was refused left its own file"
     with lock.hold(tmp_path):
         (tmp_path / lock.OWNER).unlink()
         assert "another process" in refused(tmp_path)

@@ -99,14 +99,28 @@ def test_saved_files_hold_ids_and_names(tmp_path, classes, mode):
     assert segmentation(source="").save(tmp_path)[0].name == "photo.png"
 
 
-def test_a_notebook_shows_it_without_its_names_as_html():
-    page = segmentation()._repr_html_()
-    assert "<sofa>" not in page
-    assert "&lt;sofa&gt; &amp; &quot;couch&quot;" in page
+def test_a_notebook_shows_a_picture_of_a_size_to_look_at():
     assert segmentation()._repr_png_().startswith(b"\x89PNG")
     large = np.zeros((10, 5000), np.int32)
     wide = segmentation(labels=large, photo=np.zeros((10, 5000, 3), np.uint8))
     assert len(wide._repr_png_()) < 100_000
+
+
+def test_the_photo_is_never_replaced(tmp_path):
+    source = tmp_path / "a.png"
+    source.write_bytes(b"a photo")
+    with pytest.raises(
+        ValueError, match=r"a\.png would be replaced: choose another folder or stem="
+    ):
+        segmentation(source=str(source)).save(tmp_path)
+    assert (source.read_bytes(), [*tmp_path.iterdir()]) == (b"a photo", [source])
+    segmentation(source=str(source)).save(tmp_path, stem="b")  # the mend
+
+
+def test_long_names_are_written(tmp_path):
+    stem = "x" * 200  # what a file's name may hold is 255, and a part adds to it
+    segmentation().save(tmp_path, stem=stem)
+    assert (tmp_path / f"{stem}.png").is_file()
 
 
 def test_other_libraries_get_one_mask_a_class(monkeypatch):

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 
 import pytest
 import small
@@ -108,3 +108,20 @@ def test_all_problems_in_one_message():
 def test_a_warmup_longer_than_the_run_is_told(caplog):
     small.settings(**{"train.warmup": 5})
     assert "train.warmup=5 is longer than train.steps=4" in caplog.text
+
+
+def test_settings_of_before_a_field_was_there_are_read():
+    """What has a default may be missing in a checkpoint."""
+    whole = asdict(small.settings())
+
+    def without(group, kind):
+        for field in fields(kind):
+            if field.default is not MISSING:
+                group.pop(field.name)
+            elif is_dataclass(field.type):
+                without(group[field.name], field.type)
+
+    without(whole, settings.Settings)
+    assert "compile_cache" not in whole
+    assert "threshold" not in whole["eval"]
+    settings.check(whole)

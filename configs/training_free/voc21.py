@@ -5,8 +5,8 @@ r"""PASCAL VOC 2012 with background, 21 classes, by a CLIP alone.
 
 Published mIoU with OpenAI's ViT-B/16: clip 18.6, maskclip 43.4, clearclip 51.8, sclip 59.1, naclip
 58.9 (with --config.model.pamr=True 64.1), resclip 61.1, pearl 64.1, sc_clip 64.6. Background is 26
-things that are no class, which is worth many points: clearclip asks by plain names, and does not
-compare with the others.
+things that are no class, which is worth many points: clearclip asks by one word a class, and does
+not compare with the others.
 """
 
 from configs.training_free import common

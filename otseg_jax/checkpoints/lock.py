@@ -93,7 +93,7 @@ def _own(folder: Path, held: contextlib.ExitStack, *, locked: bool) -> None:
         marker.acquire(timeout=0)
     except filelock.Timeout as busy:
         # filelock names whom it cannot look for, on another machine: it would have the first file
-        elsewhere = "held by" in str(busy)
+        elsewhere = str(busy) != str(filelock.Timeout(busy.lock_file))
         if not (locked and elsewhere):
             raise _in_use(folder, locked=locked) from None
         marker.break_lock()

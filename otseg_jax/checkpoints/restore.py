@@ -79,18 +79,21 @@ def read(
     Raises:
         FileNotFoundError, ValueError: as of `find`, and what `work` raises.
     """
+    gone = False
     while True:
         with Checkpoints(paths.resolve(place) / CHECKPOINTS) as checkpoints:
             try:
                 if chosen is not None and chosen not in (steps := checkpoints.steps()):
                     raise Deleted(checkpoints.directory, chosen, steps)
                 step, record = choose(checkpoints, str(chosen or wanted), place, flag=flag)
+                if gone:
+                    LOGGER.info("%s: now step %d", place, step)
                 return work(checkpoints, step, record)
             except Deleted as deleted:
                 if wanted not in ("latest", "best"):
                     raise
                 LOGGER.info("%s: choosing %s again", deleted, wanted)
-                chosen = None
+                chosen, gone = None, True
 
 
 def choose(

@@ -191,6 +191,6 @@ def read_record(meta: Mapping[str, Any], where: str) -> Record:
     if "spec" not in meta or "settings" not in meta:
         raise ValueError(f"{where} {_OTHERWISE}")
     try:
-        return Record(from_json(meta["spec"], where), settings.check(meta["settings"], where=where))
+        return Record(from_json(meta["spec"], "description"), settings.check(meta["settings"]))
     except ValueError as error:
         raise ValueError(f"{where} {_OTHERWISE} ({error})") from error

@@ -95,10 +95,10 @@ def _trained(options: Settings, workdir: Path) -> Evaluated:
     build.check_labels(adopted, train=None, val=source)
     experiment = build.assemble(adopted, source.vocabulary, trained=True)
     compare.check_same_model(found, experiment.record)
+    LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
-    LOGGER.info("Evaluating %s on %s", found.where, options.data.dataset)
     return Evaluated(experiment, source, weights, found.spec)
 
 

@@ -52,32 +52,6 @@ def _polar(m: Float[Array, "b heads c c"]) -> Float[Array, "b heads c c"]:
     return m @ z / jnp.sqrt(size)
 
 
-def propagate(
-    scores: Float[Array | np.ndarray, "k h w"],
-    photo: Float[Array | np.ndarray, "3 h w"],
-    words: Float[Array | np.ndarray, "k c"],
-    *,
-    grid: int = GRID,
-    steps: int = STEPS,
-) -> Float[Array, "k h w"]:
-    """Carry sure pixels' scores to unsure ones of like colour: (diag(C) + L)·X = C·scores.
-
-    It runs on the host in float64, not under `jit`.
-
-    Args:
-        words: unit length; one of zeros only fills up the array.
-        grid: cells along a side that it is solved on.
-        steps: of conjugate gradients, from the scores.
-
-    Source: PEARL, text-aware Laplacian propagation.
-    Differs: the reference solves in float32, where 25 steps amplify rounding to 1e-3.
-    """
-    cell = cells(scores.shape[1:], grid)
-    solved = solve(pool(scores, cell), pool(photo, cell), words, steps=steps)
-    fine, size = jnp.asarray(solved, jnp.float32), scores.shape[1:]
-    return jax.image.resize(fine, (len(fine), *size), "bilinear", antialias=False)
-
-
 def cells(size: tuple[int, ...], grid: int) -> list[int]:
     """Pixels of a cell along each side."""
     return [max(1, round(side / grid)) for side in size]
@@ -93,7 +67,18 @@ def pool(x: Float[Array | np.ndarray, "c h w"], cell: list[int]) -> Float64:
 def solve(
     scores: Float64, photo: Float64, words: Float[Array | np.ndarray, "k c"], *, steps: int = STEPS
 ) -> Float64:
-    """The propagation itself, on the grid that scores and photo were pooled to."""
+    """Carry sure pixels' scores to unsure ones of like colour: (diag(C) + L)·X = C·scores.
+
+    It runs on the host in float64, not under `jit`, on the grid that scores and photo were pooled
+    to.
+
+    Args:
+        words: unit length; one of zeros only fills up the array.
+        steps: of conjugate gradients, from the scores.
+
+    Source: PEARL, text-aware Laplacian propagation.
+    Differs: the reference solves in float32, where 25 steps amplify rounding to 1e-3.
+    """
     words = np.asarray(words, np.float64)
     real = np.any(words != 0, axis=1)
     chances = _softmax(np.where(real[:, None, None], scores, -np.inf), axis=0)

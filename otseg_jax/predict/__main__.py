@@ -16,7 +16,6 @@ end, and the status is then 1.
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -34,7 +33,7 @@ flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
 flags.DEFINE_string(
     "words",
     "",
-    "What to look for, separated by commas, with | between words of one class; or a text file with "
+    "What to look for, separated by commas, with | between words of one class; or a .txt file with "
     'a class on each line; "": the classes that the model was trained for',
     flag_values=FLAGS,
 )
@@ -132,14 +131,16 @@ def _words(given: str) -> list[str] | None:
     """Words of a flag: a list with commas, or a file of lines; None: none are given."""
     if not given.strip():
         return None
-    file = Path(given).expanduser() if len(given) < 200 and "," not in given else None
-    if file is not None and file.suffix and file.is_file():
+    words = given.split(",")
+    if given.endswith((".txt", ".csv")):
+        file = paths.local(given)
+        if not file.is_file():
+            raise FileNotFoundError(f"--words={given}: no such file; words stand between commas")
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise ValueError(f"{file} is no text in UTF-8: wanted a class on each line") from None
-        given = ",".join(line for line in lines if line.strip())
-    words = given.split(",")
+        words = [line for line in lines if line.strip()]
     asked.check_words(words)
     return words
 

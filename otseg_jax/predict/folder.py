@@ -12,8 +12,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from otseg_jax import cli, paths
+from otseg_jax.data.lists import some
 from otseg_jax.predict import photos as photos_of
-from otseg_jax.predict.segmentation import Segmentation
+from otseg_jax.predict.segmentation import Segmentation, results
 
 PAGE = "index.html"
 LISTED = 8  # classes under a picture
@@ -53,14 +54,21 @@ def segment(
     """Segment photos one after the other, and write what was found.
 
     Args:
-        folder: made where missing; results of the same names are written over.
+        folder: made where missing; results of the same names are written over, photos never.
         title: of the page.
 
     Raises:
+        ValueError: a result would lie where a photo does.
         OSError: the folder cannot be written to.
     """
     done, started = Done(paths.local(folder)), time.perf_counter()
-    pairs = zip(photos, photos_of.stems(photos), strict=True)
+    stems = photos_of.stems(photos)
+    written = {path.resolve() for stem in stems for path in results(done.folder, stem)}
+    if lost := [str(photo) for photo in photos if photo.resolve() in written]:
+        raise ValueError(
+            f"results in {done.folder} would replace {some(lost)}: choose another --output"
+        )
+    pairs = zip(photos, stems, strict=True)
     try:
         with logging_redirect_tqdm([logging.getLogger()]):
             for photo, stem in tqdm(pairs, total=len(photos), unit="photo", leave=False):

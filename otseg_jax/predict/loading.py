@@ -45,7 +45,7 @@ def load(
             Hugging Face's, file of OpenAI's or open_clip's), hub name "owner/name", or what comes
             with the package: "shapes", a small trained model, and "shapes-clip", its CLIP.
         method: of a CLIP alone: naclip (default), maskclip, maskclip_original, sclip, clearclip,
-            resclip, sc_clip, pearl, itaclip; of a trained model one of its outputs.
+            resclip, sc_clip, pearl, itaclip, clip; of a trained model one of its outputs.
         pamr: refine what a CLIP alone finds by the colours around each pixel; takes time.
         checkpoint: of a workdir: latest, best, half or a step.
         transport: solver of transport plans; None: the one it was trained with.

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from otseg_jax import paths
+from otseg_jax.data.lists import PHOTOS
 
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (*PHOTOS, ".gif", ".jfif")
 
 
 def find(arguments: Sequence[str], lines: Iterable[str]) -> list[Path]:
@@ -58,13 +59,12 @@ def _nothing(argument: str) -> str:
 
 def stems(photos: Sequence[Path]) -> list[str]:
     """A name for the results of each photo, none twice, whatever the case of letters."""
-    taken: set[str] = {"index"}
+    taken: set[str] = set()
     found = []
     for photo in photos:
         stem, number = photo.stem, 2
         while stem.casefold() in taken:
             stem, number = f"{photo.stem}_{number}", number + 1
-        # what is written beside it
-        taken |= {stem.casefold(), f"{stem}_overlay".casefold()}
+        taken.add(stem.casefold())
         found.append(stem)
     return found

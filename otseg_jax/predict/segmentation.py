@@ -3,12 +3,10 @@
 Labels are i32[H, W], indices into `names`; where a background was asked for, it is 0.
 """
 
-import base64
-import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,7 +41,7 @@ class Segmentation:
     seconds: float  # from the photo to the label map
     made_by: str  # method and backbone
     source: str  # path of the photo, "" of one in memory
-    make_scores: Scores = field(repr=False)
+    make_scores: Scores
 
     def scores(
         self, name: str | None = None, size: tuple[int, int] | None = None
@@ -126,14 +124,14 @@ class Segmentation:
             stem: of the files; "": that of the photo's file, else "photo".
 
         Raises:
-            ValueError, OSError: a folder that cannot be written to.
+            ValueError, OSError: a folder that cannot be written to, or the photo would be lost.
         """
-        stem = stem or Path(self.source).stem or "photo"
         place = paths.local(folder)
-        found = place / f"{stem}.png", place / f"{stem}_overlay.jpg", place / f"{stem}.json"
+        found = results(place, stem or Path(self.source).stem or "photo")
+        if self.source and Path(self.source).resolve() in [path.resolve() for path in found]:
+            raise ValueError(f"{self.source} would be replaced: choose another folder or stem=")
         with paths.writing(place):
-            with paths.atomic(found[0]) as part:
-                figures.label_png(Path(part), self.labels, self.palette)
+            figures.label_png(found[0], self.labels, self.palette)
             with paths.atomic(found[1]) as part, part.open("wb") as file:
                 self.overlay().save(file, format="JPEG", quality=92)
             with paths.atomic(found[2]) as part:
@@ -183,17 +181,13 @@ class Segmentation:
         return f"Segmentation({height} × {width}, {found}; {self.made_by}, {self.seconds:.2f} s)"
 
     def _repr_png_(self) -> bytes:
-        return self._shown(legend=True)
-
-    def _shown(self, *, legend: bool) -> bytes:
-        """A picture of a size to look at, as PNG."""
         step = -(-max(self.labels.shape) // SHOWN)
         photo, labels = self.photo[::step, ::step], self.labels[::step, ::step]
         file = io.BytesIO()
-        self._overlay(photo, labels, 0.6, legend).save(file, format="PNG")
+        self._overlay(photo, labels, 0.6, legend=True).save(file, format="PNG")
         return file.getvalue()
 
-    def _repr_html_(self) -> str:
-        picture = base64.b64encode(self._shown(legend=True)).decode()
-        said = html.escape(repr(self))
-        return f'<figure><img src="data:image/png;base64,{picture}"><p>{said}</p></figure>'
+
+def results(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    """The files of a photo's results: label map, overlay, numbers."""
+    return folder / f"{stem}.png", folder / f"{stem}_overlay.jpg", folder / f"{stem}.json"

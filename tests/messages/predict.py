@@ -171,9 +171,10 @@ ROWS = [
     command("--words=a, --model=shapes-clip", r"words\[1\] is blank"),
     command("--model=shapes-clip", r"CLIP alone has no classes of its own"),
     command("--words=a --model=shapes-clip --background=sky", r"background='sky': wanted"),
+    command("--words=nowhere/words.txt", r"--words=nowhere/words\.txt: no such file; words stand"),
     command("--words=a --model=nowhere", r"'nowhere' is no folder"),
     command("--words=a", r"\*\.gif matches no file", photo='"*.gif"'),
-    command("--words=a", r"configs holds no photo \(\.bmp", photo="configs"),
+    command("--words=a", r"configs holds no photo \(\.jpg", photo="configs"),
     typed(
         "otseg_jax.predict none.jpg --words=a --output=README.md/out",
         r"--output=README\.md/out can",

@@ -111,7 +111,7 @@ ROWS = [
         "a run of another version, with a setting that is gone",
         lambda folder: read_again(folder, speed=1),
         r"^runs/a, step 3 was written by another version of otseg_jax.*another --workdir "
-        r"\(runs/a, step 3: speed=1: there is no such field\)",
+        r"\(config: speed=1: there is no such field\)",
     ),
     Row(
         "--config.init_from=RUN/checkpoints/2",
