@@ -192,7 +192,8 @@ def theirs(case: Case) -> Callable[[], Any]:
 
 def original_arrays(case: Case) -> dict[str, np.ndarray]:
     """The weights of `model` by the original program's names."""
-    _, trainable, frozen = model(case)
+    # before a narrow tower's kernels are stored as such
+    _, trainable, frozen = model(case._replace(dtype="float32"))
     leaves = {**names.flatten(trainable), **names.flatten(frozen)}
     found = rules.invert(
         mmseg.otseg_rules(blocks=VISION.layers, layers=3),
