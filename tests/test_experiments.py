@@ -115,6 +115,28 @@ def test_the_benchmark_of_mps_is_whole_and_the_readme_states_it():
     ) in readme
 
 
+def test_the_readme_names_the_regime_of_a_figure():
+    regimes = json.loads((FOLDER / "benchmark_mps.json").read_text())["regimes"]
+    assert regimes.keys() == {"random", "clip", "trained"}
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    times = {
+        regime: {
+            name: found[name]["median_ms"] / found["ours"]["median_ms"]
+            for name in ("scan", "ott_log", "ott_kernel")
+        }
+        for regime, found in regimes.items()
+    }
+    clip, trained = times["clip"], times["trained"]
+    updates = {regime: found["scan"]["updates"] for regime, found in regimes.items()}
+    assert (
+        f"like a CLIP's ({updates['clip']} updates) takes {regimes['clip']['ours']['median_ms']:.0f} "
+        f"ms, {clip['ott_log']:.1f} times as fast as ott-jax's log mode, {clip['ott_kernel']:.1f} "
+        f"times its kernel mode and {clip['scan']:.1f} times the scan; on those of the packaged "
+        f"trained model ({updates['trained']} updates) {trained['ott_kernel']:.1f} times the kernel "
+        f"mode and {trained['scan']:.1f} times the scan"
+    ) in readme
+
+
 def test_the_plain_scan_gets_no_update_more_than_it_needs():
     similarity = benchmark_mps.draw(2, 3)
     count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)
