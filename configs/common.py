@@ -77,8 +77,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "epsilon": 0.05,  # weight of the entropy in Sinkhorn
                 "sinkhorn": "implicit",  # implicit (converged) | unrolled (the reference's updates)
                 "iterations": 100,  # Sinkhorn updates, unrolled only
-                # recompute blocks in the backward pass to save memory (any value, same result);
-                # XLA's CPU backend undoes it: there train.accumulate is what helps
+                # recompute blocks in the backward pass to save memory (any value, same result)
                 "remat": False,
             },
             "data": {

@@ -6,8 +6,9 @@ r"""The whole model against plain PyTorch on this machine: benchmark_model.json 
 The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
 before anything is timed; the tower alone is timed against `transformers`. Ours and theirs take
 turns in one process; figures are medians with quartiles. Peak memory is that of a process of its
-own, all libraries included, and the drawing of the weights, which is ours for both. Similarities
-are CLIP-like: a class's prompts lie close together.
+own, which has read the weights from a file; its library is in it, and what both begin with (the
+imports of this script) is taken off. Similarities are CLIP-like: a class's prompts lie close
+together. A step with "remat" computes the tower's activations again in the backward pass.
 """
 
 import argparse
@@ -16,13 +17,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from flax import nnx
@@ -57,7 +60,7 @@ class Case(NamedTuple):
     """What is timed."""
 
     sizes: str  # of `SIZES`, or "tower": the vision tower alone
-    work: str  # forward, step, or evaluate: from a photo to its label map
+    work: str  # forward, step, step with remat, or evaluate: from a photo to its label map
     batch: int
     dtype: str  # of matrix products in the tower
 
@@ -75,7 +78,12 @@ CASES = [
         for dtype in ("float32", "bfloat16")
     ),
     *(Case("VOC", "evaluate", 1, dtype) for dtype in ("float32", "bfloat16")),
-    *(Case(sizes, "step", 1, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16")),
+    *(
+        Case(sizes, work, 1, dtype)
+        for sizes in SIZES
+        for work in ("step", "step with remat")
+        for dtype in ("float32", "bfloat16")
+    ),
 ]
 
 
@@ -91,27 +99,36 @@ def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image.astype(np.float32), text.astype(np.float32), label.astype(np.int16)
 
 
-def model(case: Case) -> tuple[Any, Any, Any]:
-    """Our model, as (graph, trainable, frozen), with random weights."""
-    config = OTSegConfig(prompt_tokens=SIZES[case.sizes][2])
+def model(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> tuple[Any, Any, Any]:
+    """Our model, as (graph, trainable, frozen), with these weights or random ones."""
+    remat = case.work.endswith("remat")
+    config = OTSegConfig(prompt_tokens=SIZES[case.sizes][2], remat=remat)
 
     def make() -> nnx.Module:
         return config.build(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
 
-    graphdef, *_ = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
-    trainable, frozen = jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1:])()
+    graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
+    if stored is None:
+        return graphdef, *jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1:])()
+    trainable, frozen = (
+        names.assign(state, {name: stored[name] for name in names.flatten(state)})
+        for state in states
+    )
     return graphdef, trainable, frozen
 
 
-def ours(case: Case) -> Callable[[], Any]:
+def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable[[], Any]:
     """What is timed of ours: a function without arguments that waits for its result."""
     image, text, label = (jnp.asarray(x) for x in inputs(case))
     if case.sizes == "tower":
-        tower = VisionTower(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
-        graphdef, state = nnx.split(tower)
+
+        def make() -> VisionTower:
+            return VisionTower(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
+
+        graphdef, state = nnx.split(names.build(make, stored) if stored else make())
         encode = jax.jit(lambda state, image: nnx.merge(graphdef, state).encode(image))
         return lambda: jax.block_until_ready(encode(state, image))
-    graphdef, trainable, frozen = model(case)
+    graphdef, trainable, frozen = model(case, stored)
     if case.work == "forward":
         run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
         return lambda: jax.block_until_ready(run(trainable, frozen, image, text))
@@ -124,6 +141,8 @@ def ours(case: Case) -> Callable[[], Any]:
         regimes.resolve("supervised", num_classes=len(text), unseen=()),
         mesh=sharding.make_mesh(devices=jax.devices()[:1]),
         outputs=config.outputs(),
+        mean=(0.0,) * 3,  # images are normalised
+        std=(1.0,) * 3,
     )
     state = [State(trainable, jax.jit(optimizer.init)(trainable))]
 
@@ -140,7 +159,8 @@ def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarr
     config, (_, text, _) = OTSegConfig(), inputs(case)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
-    how = Inference(method=config, patch=16, window=512, stride=STRIDE, batch_size=4)
+    plain: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # photos are normalised
+    how = Inference(method=config, patch=16, window=512, stride=STRIDE, batch_size=4, **plain)
     outputs = Outputs({"otseg_plus": config.outputs().mixtures["otseg_plus"]}, main="otseg_plus")
     image, asked = photo(), Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
     embedded = sliding.photo_embedded(runner, image, how=how)
@@ -155,7 +175,7 @@ def photo() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((*FITTED, 3)).astype(np.float32)
 
 
-def theirs(case: Case) -> Callable[[], Any]:
+def theirs(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable[[], Any]:
     """The same of PyTorch."""
     image, text, label = inputs(case)
     picture = torch.tensor(image).permute(0, 3, 1, 2).contiguous()
@@ -171,7 +191,7 @@ def theirs(case: Case) -> Callable[[], Any]:
                 return tower(picture)
 
         return encode
-    rival = TorchOTSeg(original_arrays(case), heads=VISION.heads, narrow=narrow)
+    rival = TorchOTSeg(stored or original_arrays(case), heads=VISION.heads, narrow=narrow)
     words, target = torch.tensor(text), torch.tensor(label.astype(np.int64))
     if case.work == "forward":
         return torch.inference_mode()(lambda: rival(picture, words))
@@ -222,11 +242,42 @@ def quartiles(seconds: list[float]) -> list[float]:
     return [round(float(q), 4) for q in np.quantile(seconds, [0.25, 0.5, 0.75])]
 
 
+def weights(case: Case, who: str) -> dict[str, np.ndarray]:
+    """What a process of its own reads."""
+    if case.sizes == "tower":  # the rival's draws its own
+        return names.flatten(nnx.state(VisionTower(VISION, rngs=nnx.Rngs(0))))
+    if who == "torch":
+        return original_arrays(case)
+    _, trainable, frozen = model(case)
+    return {**names.flatten(trainable), **names.flatten(frozen)}
+
+
 def peak(case: Case, who: str) -> float:
-    """Peak memory of a process that does this alone, 1e9 bytes."""
+    """Memory that a process takes to do this alone, over what it begins with, 1e9 bytes."""
     command = [sys.executable, "-m", "experiments.benchmark_model", f"--alone={who}"]
-    done = subprocess.run([*command, f"--only={case}"], check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.npz"
+        np.savez(
+            file, **{name: np.asarray(x, np.float32) for name, x in weights(case, who).items()}
+        )
+        command += [f"--only={case}", f"--weights={file}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
+
+
+def alone(case: Case, who: str, file: Path) -> float:
+    """In the process of `peak`."""
+    began = resident("VmRSS")
+    with np.load(file) as stored:
+        work = {"ours": ours, "torch": theirs}[who](case, dict(stored))
+    work(), work()
+    return (resident("VmHWM") - began) / 1e9
+
+
+def resident(field: str) -> int:
+    """Bytes of this process; not of `ru_maxrss`, which begins with what the parent held."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
@@ -260,20 +311,36 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return table(cells, "case", "ours, s (GB)", "torch, s (GB)", "faster by")
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the medians with quartiles, and the ratio beside each pair."""
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1), layout="constrained")
+    for shift, colour, who in zip((-0.2, 0.2), ("tab:blue", "tab:orange"), RIVALS, strict=True):
+        low, middle, high = np.array([row[who]["quartiles_s"] for row in rows]).T
+        places = np.arange(len(rows)) + shift
+        axis.barh(places, middle, 0.38, xerr=(middle - low, high - middle), color=colour, label=who)
+    for place, row in enumerate(rows):
+        end = max(row[who]["quartiles_s"][2] for who in RIVALS)
+        axis.annotate(f" {row['ratio']:.2f}×", (end, place), va="center")
+    axis.set_yticks(np.arange(len(rows)), [str(Case(**row["case"])) for row in rows])
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="seconds")
+    axis.margins(x=0.1)
+    axis.legend()
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
-    """Measure every case, write and print."""
+    """Measure every case, write, draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="cases whose name begins so")
-    parser.add_argument("--alone", choices=RIVALS, help="run it once, print the peak memory")
+    parser.add_argument("--alone", choices=RIVALS, help="run one case, print the peak memory")
+    parser.add_argument("--weights", type=Path, help="of --alone")
     options = parser.parse_args()
     cases = [case for case in CASES if str(case).startswith(options.only)]
     if options.alone:
-        work = {"ours": ours, "torch": theirs}[options.alone](*cases)
-        work(), work()
-        # not `ru_maxrss`, which begins with what the parent process held
-        status = Path("/proc/self/status").read_text()
-        print(int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9)
+        (case,) = [case for case in cases if str(case) == options.only]
+        print(alone(case, options.alone, options.weights))
         return
     before = os.getloadavg()[0]
     rows = [measure(case, options.rounds) for case in tqdm(cases)]
@@ -286,6 +353,7 @@ def main() -> None:
     }
     if not options.only:
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        draw(rows, RESULT.with_suffix(".png"))
     print(markdown(rows))
 
 

@@ -1,20 +1,12 @@
-"""How our commands start, parse, end and report: one line for what the user can fix.
-
-A configuration is `configs/NAME.py` or `configs/training_free/NAME.py`, with a regime or a method
-after a colon, or a file of one's own like it; each of its fields is a flag. Those of the repository
-come with an installed package, as `otseg_jax/configs`, so that their names work in any folder.
-"""
+"""How our commands start, parse, end and report: one line for what the user can fix."""
 
 import ast
 import difflib
 import dis
-import importlib.util
 import logging
 import os
 import re
 import sys
-import traceback
-import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +15,9 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from otseg_jax import interrupt
+from otseg_jax import config_file, interrupt
 
 PACKAGE = Path(__file__).parent
-# an installed package has them inside, the repository beside the package
-CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), None)
 
 COMMANDS = {
     "otseg_jax": "lists the commands",
@@ -95,7 +85,7 @@ def parse(
         SystemExit: after --help, or with one line for a flag, field or file that does not exist.
     """
     name, argv = _config_file(argv)
-    fields, config = flags.FlagValues(), load(name) if name else None
+    fields, config = flags.FlagValues(), config_file.load(name) if name else None
     try:
         if config is not None:
             argv = _set_fields(config, argv, fields)
@@ -103,7 +93,7 @@ def parse(
     except flags.UnrecognizedFlagError as error:
         sys.exit(f"error: there is no flag --{error.flagname}; {_meant(error.flagname, config)}")
     except flags.Error as error:
-        sys.exit(f"error: {_one_line(error)}; --help lists the flags")
+        sys.exit(f"error: {config_file.one_line(error)}; --help lists the flags")
     if values["help"].value:
         print(usage, values.get_help(), sep="\n")
         sys.exit(0)
@@ -112,63 +102,6 @@ def parse(
         stray = f", got {' '.join(rest)} without the name of a flag" if rest else ""
         sys.exit(f"error: wanted {' and '.join(missing)}{stray}; --help shows how")
     return Parsed(rest, config)
-
-
-def load(name: str) -> ConfigDict:
-    """The configuration of FILE.py or FILE.py:ARGUMENT; SystemExit with one line if there is none.
-
-    The argument is a regime, or the method of a CLIP alone.
-    """
-    file, _, argument = name.partition(":")
-    path = _locate(file)
-    if path is None:
-        files = sorted(CONFIGS.rglob("*.py"), key=lambda p: (p.parent, p)) if CONFIGS else []
-        known = ", ".join(
-            "/".join(p.parts[p.parts.index("configs", -3) :]) for p in files if p.stem != "common"
-        )
-        sys.exit(f"error: --config={name}: no such file here; those of otseg_jax are {known}")
-    _offer_configs(path)
-    spec = importlib.util.spec_from_file_location("otseg_jax_config", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*[argument] if argument else [])
-    except Exception as error:  # any type: the file is the user's own program
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        reason = (
-            f"{type(error).__name__}: {_one_line(error)} ({Path(at.filename).name}:{at.lineno})"
-        )
-        sys.exit(f"error: --config={name} cannot be used: {reason}")
-    if not isinstance(config, ConfigDict):
-        kind = type(config).__name__
-        sys.exit(
-            f"error: --config={name}: its get_config returns {kind}, wanted the ConfigDict of "
-            "`common.defaults` with changes, as in configs/voc12.py"
-        )
-    return config.lock()
-
-
-def _locate(file: str) -> Path | None:
-    """The file of that name, else the packaged configuration of the name."""
-    path = Path(os.path.expanduser(file))  # noqa: PTH111 (pathlib raises where there is no user)
-    ours = path.parts[:1] == ("configs",)
-    packaged = [CONFIGS.joinpath(*path.parts[1:])] if CONFIGS and ours else []
-    return next(
-        (p.absolute() for p in (path, *packaged) if p.is_file() and p.suffix == ".py"), None
-    )
-
-
-def _offer_configs(path: Path) -> None:
-    """Let a configuration file import `configs`: its own neighbours, ours, then those from here."""
-    near = [parent for parent in path.parents[:2] if parent.name == "configs"]
-    # another project that it is started in may have a `configs/common.py` too
-    places = [*near, *([CONFIGS] if CONFIGS else []), Path("configs").absolute()]
-    package = types.ModuleType("configs")
-    package.__path__ = [str(place) for place in places]
-    # no folder on `sys.path`: what else lies in it would become importable too
-    sys.modules.setdefault("configs", package)
 
 
 def _config_file(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -260,8 +193,10 @@ PARSERS = {
 }
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+_LESS_MEMORY = (
+    "In training a larger --config.train.accumulate takes less, in evaluation a smaller "
+    "--config.eval.batch_size, in both a smaller --config.data.crop; for photos a smaller model"
+)
 
 
 def run(work: Callable[[], None]) -> None:
@@ -278,6 +213,10 @@ def run(work: Callable[[], None]) -> None:
         if not is_ours(error):
             raise
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: out of memory: {str(error).splitlines()[0]}. {_LESS_MEMORY}")
     except KeyboardInterrupt as stop:
         print(stop, file=sys.stderr)
         sys.exit(130)

@@ -107,7 +107,7 @@ def test_a_wheel_holds_every_file_and_one_name(installed):
 
 
 def test_an_installed_package_trains_in_an_empty_folder(installed, tmp_path):
-    place = "import otseg_jax.cli as cli; print(cli.CONFIGS)"
+    place = "from otseg_jax import config_file; print(config_file.CONFIGS)"
     assert python(tmp_path, installed, "-c", place)[1].strip() == f"{installed}/otseg_jax/configs"
     main = ("-m", "otseg_jax.main", "--config=configs/shapes.py:supervised", "--workdir=run")
     status, told = python(tmp_path, installed, *main, *SMALL)
@@ -122,7 +122,8 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
     mine = "from configs import common\ndef get_config():\n    return common.defaults('x', steps=7)"
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.py").write_text(mine)
-    load = f"from otseg_jax import cli; print(cli.load('{tmp_path}/elsewhere/mine.py').train.steps)"
+    mine = f"{tmp_path}/elsewhere/mine.py"
+    load = f"from otseg_jax import config_file; print(config_file.load('{mine}').train.steps)"
     assert python(tmp_path, installed, "-c", load) == (0, "7\n")
     # wherever it is started: another project has such a folder too
     (tmp_path / "theirs" / "configs").mkdir(parents=True)
@@ -139,7 +140,7 @@ def test_a_file_of_ones_own_builds_on_the_packaged_ones(installed, tmp_path):
 def test_protocols_of_a_clip_alone_are_found_from_any_folder(installed, tmp_path):
     """Those of the package, and one's own that builds on them."""
     name = "configs/training_free/voc21.py"
-    load = f"from otseg_jax import cli; print(cli.load('{name}:sclip').model.scale)"
+    load = f"from otseg_jax import config_file; print(config_file.load('{name}:sclip').model.scale)"
     assert python(tmp_path, installed, "-c", load) == (0, "65.0\n")
     mine = "from configs.training_free import common\ndef get_config(method='naclip'):\n"
     mine += "    config = common.defaults(method)\n    config.model.scale = 7.0\n    return config"

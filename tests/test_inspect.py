@@ -1,5 +1,6 @@
 """What labels have to teach is counted, and what would make a run useless is found."""
 
+import itertools
 import logging
 
 import numpy as np
@@ -7,11 +8,13 @@ import own_data
 import pytest
 import small
 from own_data import MASK
+from PIL import ExifTags, Image
 
 from otseg_jax import build
-from otseg_jax.data import folders, inspect, regimes
+from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.data import decode, folders, inspect, regimes
 from otseg_jax.data.shapes import Shapes
-from otseg_jax.training import loop
+from otseg_jax.training import loop, start
 
 NOTHING = np.full((3, 4), 255, np.uint8)
 
@@ -79,8 +82,52 @@ def test_one_wrong_mask_in_the_sample_has_all_of_them_read(tmp_path):
     assert "0005.png" in damaged
     assert problem.startswith("3 of the 10 masks hold values that no class has, 7 (9 pixels), in ")
     assert all(f"/000{i}.png" in problem for i in (0, 3, 9))
-    # what is wrong with a file that no sample meets is told when it is read
-    assert _inspect(own_data.folder(tmp_path / "b", masks[:9]), sample=1).problems
+
+
+def _missed(root, split):
+    """A split with three faults that no sample meets: 66 masks, of which every other is read."""
+    masks = [MASK] * 66
+    masks[1] = masks[65] = np.where(MASK == 255, 7, MASK)
+    found = own_data.folder(root, masks, split=split)
+    Image.new("RGB", (2, 2)).save(found.images[33])
+    assert not _inspect(found).problems
+    return found
+
+
+def _tell_all_three(error, split):
+    told = str(error.value)
+    assert f"{split.labels[33]} is 4 x 3 pixels, its photo {split.images[33]} 2 x 2" in told
+    assert "2 of the 66 masks hold values that no class has, 7 (6 pixels)" in told
+    assert f"{split.labels[1]}, {split.labels[65]}" in told
+
+
+def test_what_no_sample_meets_is_told_of_at_once_when_one_is_read(tmp_path):
+    split = _missed(tmp_path, "train")
+    batches = itertools.islice(start.batches(_settings(tmp_path), split, 0), 66)
+    with pytest.raises(ValueError, match="hold values") as error:
+        list(batches)
+    _tell_all_three(error, split)
+
+
+def test_a_mask_that_is_wrong_in_validation_costs_no_step(tmp_path):
+    own_data.write(tmp_path / "data")
+    split = _missed(tmp_path / "data", "val")
+    with pytest.raises(ValueError, match="hold values") as error:
+        loop.train(_settings(tmp_path / "data"), tmp_path / "run")
+    _tell_all_three(error, split)
+    with Checkpoints(tmp_path / "run/checkpoints") as saved:
+        assert saved.latest_step() == 4
+
+
+def test_an_upright_size_is_read_from_the_header(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, options in (("turned.jpg", {"exif": exif}), ("plain.jpg", {}), ("plain.png", {})):
+        Image.new("RGB", (5, 3)).save(tmp_path / name, **options)
+        assert decode.size(tmp_path / name) == decode.photo(tmp_path / name).shape[:2]
+    assert decode.size(tmp_path / "turned.jpg") == (5, 3)
+    with pytest.raises(FileNotFoundError, match=r"no\.jpg: no such file"):
+        decode.size(tmp_path / "no.jpg")
 
 
 def test_the_mend_for_a_background_of_0_works(tmp_path):

@@ -86,8 +86,10 @@ def test_a_clip_alone_is_run_as_the_protocol_says():
     words = ["red disc|red circle", "blue star", "green square"]
     plain = ["red disc", "red circle", "blue star", "green square"]
     image = alone().prepare(photo)
-    assert image.shape == (96, 176, 3), "half as large again as the 64 pixels of its training"
-    parts = windows.cut(image, windows.grid(96, 176, window=64, stride=32), window=64)
+    assert image.shape == (96, 176, 4), "half as large again as the 64 pixels of its training"
+    spec = alone().spec
+    plainly = ((image[..., :3] - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
+    parts = windows.cut(plainly, windows.grid(96, 176, window=64, stride=32), window=64)
     text = alone().embed(plain)
     cosines = np.asarray(alone().model(jnp.asarray(parts), text)["cosine"])
     chances = plain_probabilities(cosines, (96, 176), (60, 110), window=64, stride=32)

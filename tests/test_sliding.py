@@ -20,7 +20,15 @@ VOCABULARY = Vocabulary(tuple(f"c{k}" for k in range(7)), unseen=tiny.UNSEEN)
 OFFSET = np.where(np.isin(np.arange(7), tiny.SEEN), 0.1, 0.0).astype(np.float32)
 
 
-HOW = Inference(method=OTSegConfig(), patch=8, window=32, stride=24, batch_size=4)
+HOW = Inference(
+    method=OTSegConfig(),
+    patch=8,
+    window=32,
+    stride=24,
+    batch_size=4,
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+)
 
 
 def make_predict(**options):

@@ -42,6 +42,8 @@ def one_step(*, devices, data, model, regime="inductive", steps=1, rate=1e-3, **
         parts.regime,
         mesh=mesh,
         outputs=options.model.outputs(),
+        mean=options.data.mean,
+        std=options.data.std,
         accumulate=options.train.accumulate,
         seed=3,
     )

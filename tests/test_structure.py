@@ -11,7 +11,7 @@ PACKAGE = ROOT / "otseg_jax"
 
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
-    {"interrupt"},
+    {"interrupt", "config_file"},
     {"ot", "cli", "paths", "processes", "sharding"},
     {"data", "fields", "compile_cache"},
     {"models"},
@@ -93,7 +93,7 @@ def libraries(tree: ast.Module) -> set[str]:
         (r"training\.losses|evaluation\.(metrics|windows)", {"flax"}),
         (r"(?!convert\.references)", {"torch", "tensorflow"}),
         # a configuration goes no further than where it is parsed and turned into plain settings
-        (r"(?!build|cli|main|convert\.__main__)", {"ml_collections"}),
+        (r"(?!build|cli|config_file|main|convert\.__main__)", {"ml_collections"}),
     ],
 )
 def test_libraries_that_stay_outside(rooms, outside):

@@ -181,6 +181,8 @@ def inference(name: str) -> Inference:
         window=options["window"],
         stride=options.get("stride", 0),
         batch_size=1,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
         threshold=options["threshold"],
         least_share=options.get("area", 0.0),
     )

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int16, UInt8, UInt16
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from otseg_jax.data.codings import IGNORE_8_BIT, MEANINGLESS, Coding
 from otseg_jax.data.lists import some
@@ -35,7 +35,17 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         FileNotFoundError: no such file.
         ValueError: the file is corrupt, truncated, not 8-bit, or larger than `MAX_PIXELS`.
     """
-    return _decode(path, _upright)
+    return _opened(path, lambda image: np.array(_upright(image)))
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Height and width of what `photo` returns, from the header; errors as of `photo`."""
+
+    def upright(image: ImageFile.ImageFile) -> tuple[int, int]:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+    return _opened(path, upright)
 
 
 def rgb(photo: Any) -> UInt8[np.ndarray, "h w 3"]:
@@ -105,14 +115,17 @@ def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as for a photo, or the file has been through JPEG, has channels that mean
+        MaskError: as for a photo, or the file has been through JPEG, has channels that mean
             nothing, another depth or too few bits for the coding, or values that mean nothing.
     """
-    values = read_values(path, coding)
+    try:
+        values = read_values(path, coding)
+    except ValueError as error:
+        raise MaskError(str(error)) from error
     ids = coding.table[values]
     if (meaningless := ids == MEANINGLESS).any():
         wrong = np.unique(values[meaningless]).tolist()
-        raise ValueError(
+        raise MaskError(
             f"{path} holds the values [{some(wrong, most=10)}], wanted {coding.wanted}: "
             f"{coding.hint}"
         )
@@ -122,13 +135,29 @@ def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
 def read_values(path: Path, coding: Coding) -> UInt16[np.ndarray, "h w"]:
     """Decode a mask to the values that a coding is about; errors as of `mask`."""
 
-    def prepare(image: ImageFile.ImageFile) -> np.ndarray | Image.Image:
+    def values(image: ImageFile.ImageFile) -> np.ndarray:
         _check_lossless(image)
         if image.mode in ("RGB", "RGBA", "LA"):
             return _from_colours(image, coding)
-        return _one_channel(image, coding)
+        return np.array(_one_channel(image, coding))
 
-    return _decode(path, prepare).astype(np.uint16)
+    return _opened(path, values).astype(np.uint16)
+
+
+class MaskError(ValueError):
+    """What is wrong with one mask; where one is wrong, others often are."""
+
+
+def check_sizes(
+    mask: Path, mask_shape: tuple[int, ...], photo: Path, photo_shape: tuple[int, ...]
+) -> None:
+    """Refuse, with a `MaskError`, a mask that is not of its photo's size, (height, width, …)."""
+    if mask_shape[:2] != photo_shape[:2]:
+        raise MaskError(
+            f"{mask} is {mask_shape[1]} x {mask_shape[0]} pixels, its photo {photo} "
+            f"{photo_shape[1]} x {photo_shape[0]}: save the mask in the size that the photo has "
+            "after the rotation its EXIF data ask for"
+        )
 
 
 class _Refused(ValueError):
@@ -213,14 +242,15 @@ def _about_colours(found: np.ndarray, known: np.ndarray, mode: str, coding: Codi
     return f"{said}: this is a colour mask of {len(new)} colours ({some(sorted(new))}). {hint}"
 
 
-def _decode(
-    path: Path, prepare: Callable[[ImageFile.ImageFile], Image.Image | np.ndarray]
-) -> np.ndarray:
+Result = TypeVar("Result")
+
+
+def _opened(path: Path, read: Callable[[ImageFile.ImageFile], Result]) -> Result:
     try:
         with Image.open(path) as image:
             # Opening reads the header alone: this comes before any memory is taken.
             _check_size(image)
-            return np.array(prepare(image))
+            return read(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except _Refused as error:

@@ -66,13 +66,9 @@ class Folder:
         return len(self.images)
 
     def __getitem__(self, i: SupportsIndex) -> Example:
-        image, label = decode.photo(self.images[i]), decode.mask(self.labels[i], self.coding)
-        if image.shape[:2] != label.shape:
-            raise ValueError(
-                f"{self.labels[i]} is {label.shape[1]} x {label.shape[0]} pixels, its photo "
-                f"{self.images[i]} {image.shape[1]} x {image.shape[0]}: save the mask in the size "
-                "that the photo has after the rotation its EXIF data ask for"
-            )
+        image = decode.photo(self.images[i])
+        label = decode.mask(self.labels[i], self.coding)
+        decode.check_sizes(self.labels[i], label.shape, self.images[i], image.shape)
         name = self.images[i].relative_to(self.home).with_suffix("").as_posix()
         return {"image": image, "label": label, "name": name}
 

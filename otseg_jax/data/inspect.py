@@ -2,14 +2,15 @@
 
 Masks are read as files hold them, so that values without a meaning are counted like all others,
 with the files that they are in. A sample finds what is wrong with the whole of a data set, not what
-is wrong with one file; where it finds a file that is wrong, all are read.
+is wrong with one file; where a file is found that is wrong, then or later, all are read.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,6 +22,8 @@ from otseg_jax.data.folders import Folder
 from otseg_jax.data.lists import some
 from otseg_jax.data.regimes import HIDDEN, Regime
 from otseg_jax.data.shapes import Shapes
+
+Example = TypeVar("Example")
 
 SAMPLE = 64
 """Masks that are looked at before a run: a second or two."""
@@ -63,22 +66,9 @@ def inspect(
             at while they hold nothing to learn from, and all where one is wrong.
         threads: that read all of them.
     """
-    found = Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
-    every = -(-len(split) // sample) if sample else 1
-    for i in range(0, len(split), every):
-        _add(found, _read(split, i))
-    for i in range(0, len(split), -(-every // 16)):
-        if not regime or found.problems or found.wrong or _teaches(found, regime):
-            break
-        if i % every:
-            _add(found, _read(split, i))
-    if (found.problems or found.wrong) and found.masks < found.total:
-        # whoever mends one wants to know of all
-        found = Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
-        with ThreadPoolExecutor(threads) as pool:
-            masks = pool.map(partial(_read, split), range(len(split)))
-            for mask in tqdm(masks, "All masks", len(split), delay=2, unit="mask", leave=False):
-                _add(found, mask)
+    found = _sample(split, regime, sample) if sample else None
+    if found is None or ((found.problems or found.wrong) and found.masks < found.total):
+        found = _all(split, threads)  # whoever mends one wants to know of all
     found.problems = [some(found.problems, mark="; ")] if found.problems else []
     if isinstance(split, Folder) and found.files:
         found.problems.append(_wrong(split.coding, found))
@@ -86,6 +76,47 @@ def inspect(
         _judge(found, split.vocabulary, regime)
     if not regime and not found.problems and not found.pixels.any():
         found.doubts.append(f"{_all_ignored(found)}: predictions are made, but no figures")
+    return found
+
+
+def telling_all(
+    examples: Iterator[Example], split: Folder | Shapes, *, threads: int
+) -> Iterator[Example]:
+    """Examples of a split; at a mask that is wrong, all that are wrong are told of at once.
+
+    Raises:
+        ValueError: what is wrong with the masks of the split.
+    """
+    try:
+        yield from examples
+    except decode.MaskError as error:
+        found = inspect(split, None, sample=0, threads=threads)
+        # none: it was mended in the meantime
+        raise ValueError("; ".join(found.problems) or str(error)) from error
+
+
+def _nothing(split: Folder | Shapes) -> Findings:
+    return Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
+
+
+def _sample(split: Folder | Shapes, regime: Regime | None, sample: int) -> Findings:
+    found, every = _nothing(split), -(-len(split) // sample)
+    for i in range(0, len(split), every):
+        _add(found, _read(split, i))
+    for i in range(0, len(split), -(-every // 16)):
+        if not regime or found.problems or found.wrong or _teaches(found, regime):
+            break
+        if i % every:
+            _add(found, _read(split, i))
+    return found
+
+
+def _all(split: Folder | Shapes, threads: int) -> Findings:
+    found = _nothing(split)
+    with ThreadPoolExecutor(threads) as pool:
+        masks = pool.map(partial(_read, split), range(len(split)))
+        for mask in tqdm(masks, "All masks", len(split), delay=2, unit="mask", leave=False):
+            _add(found, mask)
     return found
 
 
@@ -108,6 +139,8 @@ def _read(split: Folder | Shapes, i: int) -> _Mask:
     table, file = split.coding.table, split.labels[i]
     try:
         values = decode.read_values(file, split.coding)
+        photo = split.images[i]
+        decode.check_sizes(file, values.shape, photo, decode.size(photo))
     except (ValueError, OSError) as error:
         return _Mask(np.zeros(classes, np.int64), problem=str(error))
     ids, counts = table[values], np.bincount(values.ravel(), minlength=len(table))

@@ -4,10 +4,10 @@ What comes out depends on the seed and the number of batches consumed, nothing e
 number of processes, threads or buffered batches. So a run is resumed by `start`, without a state
 to save, and may go on with another number of processes.
 
-Batches hold image f32[b, h, w, 3], normalised, and label i16[b, h, w]; b is one process's share of
-the global batch. Evaluation examples keep their own sizes and are not batched. Sources are read and
-transformed by `threads` threads (0: the caller's), `buffer` results ahead; an error there is raised
-by `next` with its own type and message.
+Batches hold image u8[b, h, w, 4], as of `transforms`, and label i16[b, h, w]; b is one process's
+share of the global batch. Evaluation examples keep their own sizes and are not batched. Sources are
+read and transformed by `threads` threads (0: the caller's), `buffer` results ahead; an error there
+is raised by `next` with its own type and message.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,18 +1,18 @@
-"""Augment and normalise examples as mmsegmentation does, every draw from an explicit generator.
+"""Augment examples as mmsegmentation does, every draw from an explicit generator.
 
-Images are RGB in 0..255 until `normalise` makes them about -2..3; labels hold class ids or
-`IGNORE`. Resizing and HSV go through OpenCV because published models were trained on its pixels:
-bilinear with half-pixel centres and no antialiasing for images, nearest for labels. A `scale` is
-(long, short) in pixels, in either order: the sides that an image is made to fit. `mean` and `std`
-are per channel, red first, in units of 0..255.
+Images are RGB in 0..255, with a fourth channel where they come out: 1 where a photo is, 0 beside
+it. `models.pixels` normalises them on the device. Labels hold class ids or `IGNORE`. Resizing and
+HSV go through OpenCV because published models were trained on its pixels: bilinear with half-pixel
+centres and no antialiasing for images, nearest for labels. A `scale` is (long, short) in pixels, in
+either order: the sides that an image is made to fit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Int16, UInt8
 
 from otseg_jax.data.classes import IGNORE
 
@@ -32,12 +32,10 @@ def for_train(
     ratio: tuple[float, float] = (0.5, 2.0),
     max_class_fraction: float = 0.75,
     hue: int = 18,
-    mean: Sequence[float],
-    std: Sequence[float],
 ) -> dict[str, np.ndarray]:
-    """Resize by a random ratio, crop, flip, distort colours, normalise, pad.
+    """Resize by a random ratio, crop, flip, distort colours, pad.
 
-    "image" and "label" of a `folders.Example` become f32[crop, crop, 3] and i16[crop, crop].
+    "image" and "label" of a `folders.Example` become u8[crop, crop, 4] and i16[crop, crop].
 
     Args:
         scale: what a ratio of 1 fits the image into.
@@ -52,19 +50,15 @@ def for_train(
     image, label = resize(example["image"], example["label"], scale=drawn)
     image, label = random_crop(image, label, rng, size=crop, max_class_fraction=max_class_fraction)
     image, label = flip(image, label, rng)
-    image = photometric(image, rng, hue=hue)
-    # Padding follows normalising, so that it is 0 to the network: the mean colour, not black.
-    image, label = pad(normalise(image, mean=mean, std=std), label, size=crop)
+    image, label = pad(photometric(image, rng, hue=hue), label, size=crop)
     return {"image": image, "label": label}
 
 
-def for_eval(
-    image: UInt8[np.ndarray, "h w 3"], *, scale: Scale, mean: Sequence[float], std: Sequence[float]
-) -> Float32[np.ndarray, "H W 3"]:
-    """Fit a photo into a scale, of which (math.inf, short) fixes one side alone; normalise it."""
+def for_eval(image: UInt8[np.ndarray, "h w 3"], *, scale: Scale) -> UInt8[np.ndarray, "H W 4"]:
+    """Fit a photo into a scale, of which (math.inf, short) fixes one side alone."""
     height, width = fit(*image.shape[:2], scale=scale)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return normalise(resized, mean=mean, std=std)
+    return np.dstack([resized, np.ones((height, width), np.uint8)])
 
 
 def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:
@@ -164,27 +158,15 @@ def photometric(
     return image
 
 
-def normalise(
-    image: UInt8[np.ndarray, "h w 3"], *, mean: Sequence[float], std: Sequence[float]
-) -> Float32[np.ndarray, "h w 3"]:
-    """(image - mean) / std per channel.
-
-    Example:
-        >>> normalise(np.full((1, 1, 3), 255, np.uint8), mean=(127.5,) * 3, std=(127.5,) * 3)
-        array([[[1., 1., 1.]]], dtype=float32)
-    """
-    # A byte has 256 values: the quotient is computed for each of them, in float64, not per pixel.
-    table = (np.arange(256)[:, None] - np.asarray(mean)) / np.asarray(std)
-    return cv2.LUT(image, table.astype(np.float32)[None])
-
-
 def pad(
-    image: Float32[np.ndarray, "h w 3"], label: Int16[np.ndarray, "h w"], *, size: int
-) -> tuple[Float32[np.ndarray, "{size} {size} 3"], Int16[np.ndarray, "{size} {size}"]]:
-    """Extend below and to the right to a square, with 0 and `IGNORE`; no side may be longer."""
+    image: UInt8[np.ndarray, "h w 3"], label: Int16[np.ndarray, "h w"], *, size: int
+) -> tuple[UInt8[np.ndarray, "{size} {size} 4"], Int16[np.ndarray, "{size} {size}"]]:
+    """Extend below and to the right to a square, with nothing and `IGNORE`; no side is longer."""
     height, width = label.shape
+    padded = np.zeros((size, size, 4), np.uint8)
+    padded[:height, :width, :3], padded[:height, :width, 3] = image, 1
     below = ((0, size - height), (0, size - width))
-    return np.pad(image, (*below, (0, 0))), np.pad(label, below, constant_values=IGNORE)
+    return padded, np.pad(label, below, constant_values=IGNORE)
 
 
 def _affine(image: np.ndarray, factor: float, shift: float) -> np.ndarray:

@@ -3,13 +3,18 @@
 Sizes are (height, width) in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Shaped, UInt8
 
 from otseg_jax.evaluation import windows
 from otseg_jax.models.methods import MethodConfig
+
+Photo: TypeAlias = UInt8[np.ndarray, "h w 4"] | Float[np.ndarray, "h w 3"]
+"""Bytes, or normalised; as of `models.pixels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,8 @@ class Inference:
     window: int  # side, pixels; 0: a photo as a whole, where the method can
     stride: int  # pixels between windows
     batch_size: int  # windows predicted together
+    mean: Sequence[float]  # of photos' channels, 0..255, as the tower wants them
+    std: Sequence[float]
     # a pixel is class 0 where its best score, or probability if words compete, is below
     threshold: float | None = None
     least_share: float = 0.0  # of the pixels that are not class 0; a class with less gets none
@@ -34,8 +41,8 @@ class Inference:
         """Height and width of the windows of a photo."""
         return self.method.window_size(size, self.window, self.patch)
 
-    def cut(self, image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "n s t 3"]:
-        """The windows of a normalised photo, in the order of `origins`."""
+    def cut(self, image: Photo) -> Shaped[np.ndarray, "n s t c"]:
+        """The windows of a photo, in the order of `origins`."""
         height, width = image.shape[:2]
         return windows.cut(
             image, self.origins((height, width)), window=self.window_size((height, width))

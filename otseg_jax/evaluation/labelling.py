@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 
 from otseg_jax.evaluation import stitching, words
-from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.inference import Inference, Photo
 from otseg_jax.evaluation.stitching import Logits, Stitched
 from otseg_jax.evaluation.words import Best, Words
 
 
 def label_maps(
     logits: Mapping[str, Logits],
-    image: Float[np.ndarray, "h w 3"],
+    image: Photo,
     asked: Words,
     how: Inference,
     *,
@@ -28,7 +28,7 @@ def label_maps(
     """The class of every pixel of a photo by every output, in `size`.
 
     Args:
-        image: normalised, as the windows were cut from it.
+        image: what the windows were cut from.
     """
     found = {}
     for name, parts in logits.items():
@@ -54,7 +54,7 @@ def _best(whole: Stitched, how: Inference) -> tuple[Best, Best]:
 
 def score_maps(
     logits: Mapping[str, Logits],
-    image: Float[np.ndarray, "h w 3"],
+    image: Photo,
     asked: Words,
     how: Inference,
     *,

@@ -18,7 +18,7 @@ from otseg_jax import build, paths
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import compare, lock, restore, spec
 from otseg_jax.checkpoints.spec import Spec
-from otseg_jax.data import pipeline, transforms
+from otseg_jax.data import inspect, pipeline, transforms
 from otseg_jax.data.classes import Vocabulary, spelt
 from otseg_jax.evaluation import figures, metrics, sliding
 from otseg_jax.evaluation.inference import Inference
@@ -180,6 +180,8 @@ def evaluate_split(
         stride=options.eval.stride,
         # whole photos are of many sizes, so that batches of them would be filled up
         batch_size=options.eval.batch_size if data.crop else experiment.mesh.shape["data"],
+        mean=data.mean,
+        std=data.std,
         threshold=options.eval.threshold,
         least_share=options.eval.least_share,
     )
@@ -193,13 +195,17 @@ def evaluate_split(
 
     def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
         photo = example["image"]
-        fitted = transforms.for_eval(photo, scale=options.eval.scale, mean=data.mean, std=data.std)
+        fitted = transforms.for_eval(photo, scale=options.eval.scale)
         return {**example, "image": fitted, "photo": photo}
 
     # Every n-th photo is what the first of n processes would read.
     chosen = photos(len(source), images)
-    examples = pipeline.eval_examples(
-        source, prepare, process_count=chosen.step, threads=data.threads, buffer=data.buffer
+    examples = inspect.telling_all(
+        pipeline.eval_examples(
+            source, prepare, process_count=chosen.step, threads=data.threads, buffer=data.buffer
+        ),
+        source,
+        threads=data.threads,
     )
 
     def watched() -> Iterator[Mapping[str, Any]]:

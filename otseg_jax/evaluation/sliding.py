@@ -1,6 +1,6 @@
 """Inference: sliding windows over photos of any size, all outputs of a method in one pass.
 
-photo f32[h, w, 3] → windows f32[n, s, t, 3] → what the model embeds of them → logits on the patch
+photo u8[h, w, 4] → windows u8[n, s, t, 4] → what the model embeds of them → logits on the patch
 grid f32[n, v, gh, gw] of v words, in batches of one fixed size that hold windows of several photos
 → `labelling` → label map i32[H, W] → confusion counts i64[k, k]. The last batch is filled up, so
 that one shape compiles.
@@ -17,14 +17,15 @@ from einops import rearrange
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 from tqdm import tqdm
 
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import labelling, metrics
-from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.inference import Inference, Photo
 from otseg_jax.evaluation.words import Words
+from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
 
 WORDS = 512  # matched at a time
@@ -42,12 +43,13 @@ class Runner:
     frozen: Any
     mesh: Mesh
 
-    def embed(self, batch: Float[np.ndarray, "b s t 3"]) -> Any:
+    def embed(self, batch: Shaped[np.ndarray, "b s t c"], how: Inference) -> Any:
         """What the model makes of windows, split over the `data` axis, before it sees words."""
         # every process holds the whole batch and gives its devices what is theirs
         whose = sharding.by_image(self.mesh)
         placed = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
-        return _embed(self.graphdef, self.trainable, self.frozen, placed)
+        scale = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+        return _embed(self.graphdef, self.trainable, self.frozen, placed, *scale)
 
     def match(
         self,
@@ -79,8 +81,9 @@ class Runner:
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(graphdef, trainable, frozen, batch):
-    return nnx.merge(graphdef, trainable, frozen).embed(batch)
+def _embed(graphdef, trainable, frozen, batch, mean, std):
+    images = pixels.normalised(batch, mean=mean, std=std)
+    return nnx.merge(graphdef, trainable, frozen).embed(images)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -95,22 +98,20 @@ def _match(graphdef, mesh, rows, trainable, frozen, embedded, text, mixtures):
 def make_predict(
     runner: Runner, text: Float[Array, "v n c"], *, outputs: Outputs, how: Inference
 ) -> Predict:
-    """Bind words to a model: a function of batches of windows f32[b, s, t, 3] of one size.
+    """Bind words to a model: a function of batches of windows of one size.
 
     It gives f32[b, v, gh, gw] on the patch grid by name of the output, and is compiled once per
     model, size and number of words, also over several calls of `make_predict`.
     """
 
     def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
-        embedded = runner.embed(batch)
+        embedded = runner.embed(batch, how)
         return runner.match(embedded, text, outputs, height=batch.shape[1], how=how)
 
     return predict
 
 
-def photo_embedded(
-    runner: Runner, image: Float[np.ndarray, "h w 3"], *, how: Inference
-) -> list[tuple[int, Any]]:
+def photo_embedded(runner: Runner, image: Photo, *, how: Inference) -> list[tuple[int, Any]]:
     """What the model makes of a photo before it sees words: windows in each batch, and theirs.
 
     Batches are of one size, at most `batch_size`, and filled up by less than one window each.
@@ -122,7 +123,7 @@ def photo_embedded(
     for first in range(0, len(parts), size):
         part = parts[first : first + size]
         spare = ((0, size - len(part)), (0, 0), (0, 0), (0, 0))
-        found.append((len(part), runner.embed(np.pad(part, spare))))
+        found.append((len(part), runner.embed(np.pad(part, spare), how)))
     return found
 
 
@@ -170,7 +171,7 @@ def evaluate(
     """Segment every example and compare with its label.
 
     Args:
-        examples: {"image": f32[h, w, 3] normalised, "label": i16[H, W], "name": str}.
+        examples: {"image": `Photo`, "label": i16[H, W], "name": str}.
         asked: the words of the vocabulary's classes.
         total: number of examples, for the progress bar.
         on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
@@ -206,7 +207,7 @@ def _predicted(
     photos: list[_Photo] = []
 
     def flush() -> Iterator[_Photo]:
-        batch = np.zeros((how.batch_size, *waiting[0][1].shape), np.float32)
+        batch = np.zeros((how.batch_size, *waiting[0][1].shape), waiting[0][1].dtype)
         batch[: len(waiting)] = [image for _, image in waiting]
         logits = predict(batch)
         for i, (photo, _) in enumerate(waiting):

@@ -19,9 +19,9 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from otseg_jax.evaluation import separable, windows, words
-from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.inference import Inference, Photo
 from otseg_jax.evaluation.words import Best, Words
-from otseg_jax.models import pamr, pearl
+from otseg_jax.models import pamr, pearl, pixels
 from otseg_jax.models.last_block import einsum
 from otseg_jax.models.outputs import upsample
 from otseg_jax.models.training_free import TrainingFreeConfig, average
@@ -138,7 +138,7 @@ class Stitched:
 
 def of(
     logits: Logits,
-    image: Float[np.ndarray, "h w 3"],
+    image: Photo,
     asked: Words,
     how: Inference,
     *,
@@ -147,7 +147,7 @@ def of(
     """A photo in some size, with all that does not depend on words.
 
     Args:
-        image: normalised, as the windows were cut from it.
+        image: what the windows were cut from.
     """
     method, small = how.method, (image.shape[0], image.shape[1])
     window = how.window_size(small)
@@ -162,7 +162,8 @@ def of(
     whole = make(logits=filled, layout=axes, scale=method.scale)
     if method.method != "pearl" and not method.pamr:
         return whole
-    photo = _enlarged(image, size, output)
+    seen = pixels.normalised(jnp.asarray(image), mean=how.mean, std=how.std)
+    photo = _enlarged(np.asarray(seen), size, output)
     if method.method == "pearl":
         whole = whole.propagated(np.asarray(photo)[:, : size[0], : size[1]], method.grid)
     return replace(whole, guide=pamr.likeness(photo)) if method.pamr else whole

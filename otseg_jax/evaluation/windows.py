@@ -1,6 +1,6 @@
 """Sliding windows over images of any size, in shapes that compile once.
 
-Images and their windows are numpy and normalised; class scores and the canvas that they are
+Images and their windows are numpy, as of `models.pixels`; class scores and the canvas that they are
 stitched into are jax arrays. Origins are (y, x) of a window's top left pixel. An image lies in the
 top left corner of its canvas, whose sides are rounded up (`bucket`) so that few sizes are ever
 compiled; the true sizes are ordinary arrays. Sizes are pixels, at least 1.
@@ -12,7 +12,7 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32, Shaped
 
 BUCKET = 128  # pixels that sides are rounded up to
 
@@ -41,12 +41,12 @@ def grid(height: int, width: int, *, window: int, stride: int) -> Int32[np.ndarr
 
 
 def cut(
-    image: Float32[np.ndarray, "h w 3"],
+    image: Shaped[np.ndarray, "h w c"],
     origins: Int32[np.ndarray, "n 2"],
     *,
     window: int | tuple[int, int],
-) -> Float32[np.ndarray, "n s t 3"]:
-    """Copy the windows out of an image; 0 (the mean colour) where one reaches past it.
+) -> Shaped[np.ndarray, "n s t c"]:
+    """Copy the windows out of an image; 0, which is no photo, where one reaches past it.
 
     Args:
         window: side, or height and width.
@@ -63,7 +63,7 @@ def cut(
             f"wanted (y, x) inside the image of {height} × {width} pixels"
         )
     down, across = (window, window) if isinstance(window, int) else window
-    windows = np.zeros((len(origins), down, across, channels), np.float32)
+    windows = np.zeros((len(origins), down, across, channels), image.dtype)
     for target, (y, x) in zip(windows, origins, strict=True):
         part = image[y : y + down, x : x + across]
         target[: part.shape[0], : part.shape[1]] = part

@@ -1,8 +1,8 @@
 """A model with words: photo in, `Segmentation` out.
 
-photo, a path or an image → `read` u8[H, W, 3] RGB → `prepare` f32[h, w, 3], resized and
-normalised as the model wants it → what its tower makes of every window, which is kept, so that
-other words on the same photo are answered without it → logits of the words → label map i32[H, W].
+photo, a path or an image → `read` u8[H, W, 3] RGB → `prepare` u8[h, w, 4], resized as the model
+wants it → what its tower makes of every window, which is kept, so that other words on the same
+photo are answered without it → logits of the words → label map i32[H, W].
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from otseg_jax import paths, sharding
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.data import classes, decode, transforms
 from otseg_jax.evaluation import labelling, sliding
-from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.inference import Inference, Photo
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models import linear
 from otseg_jax.models.decoder import Transport
@@ -43,7 +43,7 @@ THRESHOLD = {True: 0.1, False: 0.5}  # usual least probability where words compe
 class _Seen:
     """A photo as the tower saw it."""
 
-    image: Float[np.ndarray, "h w 3"]
+    image: Photo
     embedded: list[tuple[int, Any]]
 
 
@@ -83,6 +83,8 @@ class Segmenter:
             window=self.spec.window,
             stride=self.spec.stride,
             batch_size=batch_size,
+            mean=self.spec.mean,
+            std=self.spec.std,
         )
         self._vectors = Vectors(model, seen_offset)
         self._photos: Kept[bytes, _Seen] = Kept(PHOTOS)
@@ -127,15 +129,13 @@ class Segmenter:
             return decode.photo(paths.local(photo))
         return decode.rgb(photo)
 
-    def prepare(self, photo: Any) -> Float[np.ndarray, "h w 3"]:
-        """Resize and normalise a photo, as of a call, as the model was trained."""
-        spec = self.spec
-        pixels = self.read(photo)
-        return transforms.for_eval(pixels, scale=spec.scale, mean=spec.mean, std=spec.std)
+    def prepare(self, photo: Any) -> UInt8[np.ndarray, "h w 4"]:
+        """Resize a photo, as of a call, as the model was trained."""
+        return transforms.for_eval(self.read(photo), scale=self.spec.scale)
 
     def scores(
         self,
-        image: Float[np.ndarray, "h w 3"],
+        image: Photo,
         words: Iterable[str] | None = None,
         *,
         size: tuple[int, int] | None = None,
@@ -144,7 +144,7 @@ class Segmenter:
         """Scores of every class at every pixel, as of `Segmentation.scores`.
 
         Args:
-            image: normalised, from `prepare`.
+            image: from `prepare`, or f32[h, w, 3] that is normalised already.
             words: as of a call.
             size: (H, W) of the result; None: that of `image`.
             method: one of `spec.outputs`; "": the main one.

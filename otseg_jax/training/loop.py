@@ -4,6 +4,7 @@ A run is determined by its settings: the batch and the random key of a step are 
 (seed, step) alone, so an interrupted run ends where an uninterrupted one does.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
 from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
-from otseg_jax.training import optim, start
+from otseg_jax.training import memory, optim, start
 from otseg_jax.training.log import Log
 from otseg_jax.training.step import State, Step, make_train_step
+
+LOGGER = logging.getLogger(__name__)
 
 
 def train(options: Settings, workdir: str | Path, *, transport: Transport | None = None) -> None:
@@ -73,6 +76,8 @@ def _train(options: Settings, workdir: Path, transport: Transport | None) -> Non
             experiment.regime,
             mesh=experiment.mesh,
             outputs=options.model.outputs(),
+            mean=options.data.mean,
+            std=options.data.std,
             accumulate=options.train.accumulate,
             focal_weight=options.train.focal_weight,
             dice_weight=options.train.dice_weight,
@@ -129,6 +134,8 @@ class _Run:
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
+                if done == start + 1:
+                    self._check_memory(step, frozen, text, batch)
                 self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
                 self.done = done
                 progress.update()
@@ -143,6 +150,18 @@ class _Run:
                     began, timed_from = time.perf_counter(), done
                 if self._save_and_validate(any_asked(self.stop, done, every=train.log_every)):
                     began, timed_from = time.perf_counter(), done
+
+    def _check_memory(self, step: Step, *given: Any) -> None:
+        """Compile the step, as its first call would, and tell if it takes more than there is."""
+        train, mesh = self.options.train, self.experiment.mesh
+        told = memory.doubt(
+            step.lower(self.state, *given, np.int32(0)).compile(),
+            images=train.batch_size // mesh.shape["data"],
+            accumulate=train.accumulate,
+            available=memory.limit(mesh.local_devices[0]),
+        )
+        if told:
+            LOGGER.warning(told)
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""

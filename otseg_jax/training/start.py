@@ -15,7 +15,7 @@ from otseg_jax.checkpoints import compare, restore, spec
 from otseg_jax.checkpoints.restore import Trained
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record
-from otseg_jax.data import pipeline, regimes, transforms
+from otseg_jax.data import inspect, pipeline, regimes, transforms
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.processes import together
 from otseg_jax.settings import Settings
@@ -91,10 +91,8 @@ def batches(options: Settings, split: Split, done: int) -> Iterator[dict[str, np
         ratio=data.ratio,
         max_class_fraction=data.max_class_fraction,
         hue=data.hue,
-        mean=data.mean,
-        std=data.std,
     )
-    return pipeline.train_batches(
+    found = pipeline.train_batches(
         split,
         transform,
         batch_size=options.train.batch_size,
@@ -105,3 +103,4 @@ def batches(options: Settings, split: Split, done: int) -> Iterator[dict[str, np
         threads=data.threads,
         buffer=data.buffer,
     )
+    return inspect.telling_all(found, split, threads=data.threads)

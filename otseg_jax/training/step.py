@@ -1,10 +1,10 @@
 """One training step, pure and jitted: losses, gradients over a whole batch, update.
 
-A batch is image f32[b, s, s, 3] (normalised) and label i16[b, s, s] (ids of the data set), b over
-all processes and parts.
+A batch is image u8[b, s, s, 4], as of `models.pixels`, and label i16[b, s, s] (ids of the data
+set), b over all processes and parts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax import sharding
 from otseg_jax.data import regimes
+from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Maps, Mixture, Outputs, upsample, upsampled_argmax
 from otseg_jax.training import losses, pseudo_labels
 
@@ -32,7 +33,8 @@ class State(NamedTuple):
     optimizer: Any
 
 
-Step = Callable[..., tuple[State, Scalars]]
+Step = jax.stages.Wrapped
+"""Compiled: (state, frozen, text, batch, number) → (state, scalars)."""
 
 
 def loss_sums(
@@ -83,6 +85,8 @@ def make_train_step(
     *,
     mesh: Mesh,
     outputs: Outputs,
+    mean: Sequence[float],
+    std: Sequence[float],
     accumulate: int = 1,
     seed: int = 0,
     **weights: float,
@@ -96,6 +100,8 @@ def make_train_step(
 
     Args:
         outputs: pseudo-labels go by the main one.
+        mean: of photos' channels, 0..255; they are normalised by it and `std`.
+        std: likewise.
         accumulate: parts a batch is worked through in, one after the other; must divide b.
         seed: of dropout.
         weights: as of `losses.segmentation`.
@@ -105,7 +111,8 @@ def make_train_step(
     trained, mixture = jnp.asarray(regime.classes), outputs.mixtures[outputs.main]
 
     def part_sums(trainable, frozen, text, images, key):
-        maps = nnx.merge(graphdef, trainable, frozen)(images["image"], text, key=key)
+        seen = pixels.normalised(images["image"], mean=mean, std=std)
+        maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
         found = loss_sums(maps, images["label"], regime, mixture, **weights)
         return sum(found[0].values()), found
 

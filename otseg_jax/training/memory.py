@@ -1,0 +1,54 @@
+"""Whether a training step fits into the memory of its device, and in how many parts it would."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.stages import Compiled
+
+GIB = 2**30
+
+
+def limit(device: jax.Device) -> int:
+    """Bytes that a device may take: its own; of a CPU the machine's, or what the container may."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", 0)
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = Path("/sys/fs/cgroup/memory.max")
+    if allowed.exists() and (text := allowed.read_text().strip()).isdecimal():
+        found = min(found, int(text))
+    return found
+
+
+def needed(compiled: Compiled) -> tuple[int, int]:
+    """Bytes of a compiled function on each device: what it is given and returns, and its own."""
+    found: Any = compiled.memory_analysis()
+    held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return held, found.temp_size_in_bytes
+
+
+def doubt(compiled: Compiled, *, images: int, accumulate: int, available: int) -> str:
+    """What to change where a training step does not fit, "" where it does.
+
+    Args:
+        images: of a batch on each device.
+        accumulate: parts that the batch is worked through in now.
+        available: bytes; 0: not known.
+    """
+    held, own = needed(compiled)
+    if not available or held + own <= available:
+        return ""
+    parts = [n for n in range(accumulate + 1, images + 1) if images % n == 0]
+    enough = [n for n in parts if held + own * accumulate / n <= available]
+    told = (
+        f"a training step takes {(held + own) / GIB:.1f} GiB on a device of {available / GIB:.1f}"
+    )
+    n = enough[0] if enough else images
+    then = f"about {(held + own * accumulate / n) / GIB:.1f} GiB"
+    if enough:
+        return f"{told}: --config.train.accumulate={n} takes {then}, with the same gradient"
+    return (
+        f"{told}, and {then} one image at a time (--config.train.accumulate={n}): take a smaller "
+        "--config.data.crop, or --config.model.remat=True"
+    )
