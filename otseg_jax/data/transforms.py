@@ -8,7 +8,7 @@ are per channel, red first, in units of 0..255.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -65,6 +65,43 @@ def for_eval(
     height, width = fit(*image.shape[:2], scale=scale)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return normalise(resized, mean=mean, std=std)
+
+
+class View(NamedTuple):
+    """A photo as a network sees it: resized, normalised, perhaps mirrored."""
+
+    image: Float32[np.ndarray, "h w 3"]
+    mirrored: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+def views(
+    image: UInt8[np.ndarray, "h w 3"],
+    *,
+    scales: Sequence[int | float],
+    flip: bool,
+    scale: Scale,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[View, ...]:
+    """A photo as test-time augmentation looks at it: fitted into multiples of a scale.
+
+    Args:
+        scales: factors of `scale`; each view is resized from the photo itself.
+        flip: each also mirrored left and right, after it was resized.
+
+    Source: mmsegmentation, `Resize` and `RandomFlip` of test-time augmentation.
+    """
+    found = []
+    for factor in scales:
+        larger = (factor * scale[0], factor * scale[1])
+        fitted = for_eval(image, scale=larger, mean=mean, std=std)
+        found += [View(fitted), View(fitted[:, ::-1], mirrored=True)][: 1 + flip]
+    return tuple(found)
 
 
 def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:
