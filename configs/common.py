@@ -123,6 +123,10 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "batch_size": 8,  # windows at a time
                 "scale": (2048, 512),  # pixels, (long, short) side
                 "stride": 426,  # pixels between windows
+                # test-time augmentation: factors of `scale` at which a photo is looked at, such as
+                # (0.75, 1.0, 1.25); scores are averaged, each takes its square of the time
+                "scales": (1.0,),
+                "flip": False,  # the same of the mirrored photo, too; twice the time
                 # subtracted from the scores of seen classes; None: 0.1 if inductive, else 0
                 "seen_offset": ml_collections.config_dict.placeholder(float),
                 "mps_weight": 0.5,  # of the MPS path in OTSeg+

@@ -36,6 +36,7 @@ from experiments.grid import table
 from experiments.torch_model import TorchOTSeg
 from otseg_jax import sharding
 from otseg_jax.data import regimes
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
@@ -162,12 +163,11 @@ def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarr
     plain: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # photos are normalised
     how = Inference(method=config, patch=16, window=512, stride=STRIDE, batch_size=4, **plain)
     outputs = Outputs({"otseg_plus": config.outputs().mixtures["otseg_plus"]}, main="otseg_plus")
-    image, asked = photo(), Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
-    embedded = sliding.photo_embedded(runner, image, how=how)
-    logits = sliding.photo_logits(
-        runner, embedded, asked.text, outputs=outputs, height=512, how=how
-    )
-    return labelling.label_maps(logits, image, asked, how, size=PHOTO)["otseg_plus"]
+    asked = Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
+    views = [View(photo())]
+    embedded = sliding.photo_embedded(runner, views, how=how)
+    logits = sliding.photo_logits(runner, embedded, views, asked.text, outputs=outputs, how=how)
+    return labelling.label_maps(logits, views, asked, how, size=PHOTO)["otseg_plus"]
 
 
 def photo() -> np.ndarray:

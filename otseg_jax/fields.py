@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from otseg_jax import paths
 
 TAG = "as "  # what the name of a class begins with, where a group may be of several
+MOST_SCALES = 16  # of one photo
 
 
 def _place(name: str) -> str:
@@ -59,6 +60,12 @@ def _low_first(ratio: tuple[float, float]) -> tuple[float, float]:
     return ratio
 
 
+def _different(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not 1 <= len(scales) <= MOST_SCALES or len({*scales}) < len(scales):
+        raise ValueError(f"wanted 1 to {MOST_SCALES} factors, no two the same")
+    return scales
+
+
 def _checkpoint(wanted: str) -> str:
     if wanted not in ("latest", "best", "half") and not wanted.isdecimal():
         raise ValueError("wanted latest, best, half (of the schedule) or a step")
@@ -93,6 +100,7 @@ Channel = Annotated[float, within(0, 255)]
 Sides = Annotated[tuple[Side, Side], AfterValidator(_long_first)]
 Factor = Annotated[float, within(0.01, 100)]
 Factors = Annotated[tuple[Factor, Factor], AfterValidator(_low_first)]
+Scales = Annotated[tuple[Annotated[float, within(0.1, 4)], ...], AfterValidator(_different)]
 Spread = Annotated[float, within(0.001, 255)]
 Channels = tuple[Channel, Channel, Channel]
 Place = Annotated[str, AfterValidator(_place)]

@@ -9,6 +9,8 @@ r"""Train or evaluate from the command line; every field of the configuration is
         --mode=eval --workdir=runs/voc12
     python -m otseg_jax.main --config=configs/training_free/voc20.py:naclip --mode=eval \
         --config.data.root=VOCdevkit/VOC2012 --workdir=runs/voc20_naclip
+    python -m otseg_jax.main --config=configs/shapes.py --mode=eval --workdir=runs/shapes \
+        --config.eval.scales=1,1.25,1.5 --config.eval.flip=True
 
 --config is a file of `configs`, or one of your own, with a regime after a colon, in
 `configs/training_free` with a method; --config.NAME sets a field, and `configs/common.py` lists

@@ -27,6 +27,7 @@ from otseg_jax.fields import (
     Place,
     Positive,
     Rate,
+    Scales,
     Sides,
     Spread,
     Switch,
@@ -166,6 +167,8 @@ class Eval:
     mps_weight: Fraction
     threshold: Fraction | None = None  # runs of before have neither
     least_share: Fraction = 0.0
+    scales: Scales = (1.0,)  # nor these
+    flip: Switch = False
     checkpoint: CheckpointName
     images: Count
     save_predictions: Switch

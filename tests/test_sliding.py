@@ -10,6 +10,7 @@ from oracles import numbers, reference_sinkhorn, relative_error
 
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, metrics, sliding, windows
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
@@ -57,8 +58,8 @@ def slide(predict, image, size):
     """Scores of a whole image at `size`."""
     # one window at a time, as the authors do: their stop depends on what shares a batch
     logits = [predict(one[None])["otseg_plus"] for one in HOW.cut(image)]
-    whole = {"otseg_plus": np.concatenate(logits)}
-    return labelling.score_maps(whole, image, asked(), HOW, size=size)["otseg_plus"]
+    whole = [{"otseg_plus": np.concatenate(logits)}]
+    return labelling.score_maps(whole, [View(image)], asked(), HOW, size=size)["otseg_plus"]
 
 
 def test_sliding_windows_equal_the_authors():
@@ -75,7 +76,7 @@ def examples(sizes):
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
         yield {
-            "image": rng.normal(size=(height, width, 3)).astype(np.float32),
+            "views": [View(rng.normal(size=(height, width, 3)).astype(np.float32))],
             "label": rng.integers(0, 7, (2 * height, 2 * width)).astype(np.int16),
             "name": str(number),
         }
@@ -104,7 +105,7 @@ def test_photos_of_any_size_share_batches():
     for number, example in enumerate(examples(sizes)):
         height, width = sizes[number]
         image = np.pad(
-            example["image"], ((0, max(32 - height, 0)), (0, max(32 - width, 0)), (0, 0))
+            example["views"][0].image, ((0, max(32 - height, 0)), (0, max(32 - width, 0)), (0, 0))
         )
         # the plain way: the padded image alone, windows one by one, cut to the photo at the end
         expected = slide_plain(predict, image, (height, width), example["label"].shape)

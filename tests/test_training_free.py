@@ -12,6 +12,7 @@ from flax import nnx
 from oracles import DATA, numbers, relative_error
 
 from otseg_jax import sharding
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding, stitching, words
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.models import clip as clip_module
@@ -206,10 +207,10 @@ def test_protocol_equals_the_authors(name):
     found = logits(how.method.method, options["image"], how.window, how.stride)
     photo, size = np.asarray(image(options["image"])[0]), tuple(options["size"])
     asked = words.Words(text(), known["query_index"].astype(np.int32), np.zeros(8, np.float32), 5)
-    read = {"image": photo, "how": how, "size": size}
-    (labels,) = labelling.label_maps(found, asked=asked, **read).values()
+    read = {"views": [View(photo)], "how": how, "size": size}
+    (labels,) = labelling.label_maps([found], asked=asked, **read).values()
     assert np.array_equal(labels, known[f"{name}.labels"])
-    (chances,) = labelling.score_maps(found, asked=asked, **read).values()
+    (chances,) = labelling.score_maps([found], asked=asked, **read).values()
     if options["renormalised"]:
         chances = chances / np.sum(chances, axis=0, keepdims=True)
     # theirs of pearl is a float32 run of 25 steps that amplify rounding
@@ -218,7 +219,7 @@ def test_protocol_equals_the_authors(name):
     if f"{name}.logits" in known and "cg_iterations" not in options and "area" not in options:
         # a class for each word: what is left of cosines after a softmax is their differences
         each = words.Words.of_classes(text(), np.zeros(8, np.float32))
-        (chances,) = labelling.score_maps(found, asked=each, **read).values()
+        (chances,) = labelling.score_maps([found], asked=each, **read).values()
         ours, theirs = np.log(chances) / options["scale"], known[f"{name}.logits"]
         assert np.abs((ours - ours[:1]) - (theirs - theirs[:1])).max() < 1e-5 * theirs.max()
 
@@ -353,7 +354,8 @@ def test_propagation_equals_the_authors(name):
     how, size = inference(name), tuple(RUNS[name]["size"])
     (found,) = logits("pearl", "image_slide", how.window, how.stride).values()
     asked = words.Words.of_classes(text(), np.zeros(8, np.float32))
-    whole = stitching.of(found, np.asarray(image("image_slide")[0]), asked, how, size=size)
+    views = [View(np.asarray(image("image_slide")[0]))]
+    whole = stitching.of([found], views, asked, how, size=size)
     parts = np.concatenate([whole.scores(part) for part in whole.parts()])
     theirs = expected(f"{name}.logits_f64")
     assert relative_error(parts[:8, : size[0], : size[1]], theirs) < 1e-5

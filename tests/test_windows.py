@@ -215,3 +215,13 @@ def test_whole_line_with_padding_batch_equals_a_plain_one():
 def test_bucket_refuses_nothing(size, multiple):
     with pytest.raises(ValueError, match=f"size={size}, multiple={multiple}"):
         windows.bucket(size, multiple)
+
+
+@pytest.mark.parametrize(("size", "output_size"), RESIZES)
+def test_a_mirrored_resize_is_the_resize_mirrored(size, output_size):
+    canvas = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32)), jnp.float32)
+    how = {"height": 33, "width": 40}
+    plain = windows.resize(canvas, sizes(*size), sizes(*output_size), **how)
+    turned = windows.resize(canvas, sizes(*size), sizes(*output_size), mirrored=True, **how)
+    height, width = output_size
+    np.testing.assert_array_equal(turned[:, :height, :width], plain[:, :height, :width][..., ::-1])

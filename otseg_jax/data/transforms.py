@@ -7,16 +7,18 @@ centres and no antialiasing for images, nearest for labels. A `scale` is (long, 
 either order: the sides that an image is made to fit.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
-from jaxtyping import Int16, UInt8
+from jaxtyping import Float, Int16, UInt8
 
 from otseg_jax.data.classes import IGNORE
 
 Scale = tuple[int | float, int | float]
+Photo: TypeAlias = UInt8[np.ndarray, "h w 4"] | Float[np.ndarray, "h w 3"]
+"""Bytes, or what is normalised already; as of `models.pixels`."""
 
 # per channel, of the photos that CLIP (arXiv 2103.00020) was trained with
 CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
@@ -59,6 +61,36 @@ def for_eval(image: UInt8[np.ndarray, "h w 3"], *, scale: Scale) -> UInt8[np.nda
     height, width = fit(*image.shape[:2], scale=scale)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.dstack([resized, np.ones((height, width), np.uint8)])
+
+
+class View(NamedTuple):
+    """A photo as a network sees it: resized, perhaps mirrored."""
+
+    image: Photo
+    mirrored: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+def views(
+    image: UInt8[np.ndarray, "h w 3"], *, scales: Sequence[int | float], flip: bool, scale: Scale
+) -> tuple[View, ...]:
+    """A photo as test-time augmentation looks at it: fitted into multiples of a scale.
+
+    Args:
+        scales: factors of `scale`; each view is resized from the photo itself.
+        flip: each also mirrored left and right, after it was resized.
+
+    Source: mmsegmentation, `Resize` and `RandomFlip` of test-time augmentation.
+    """
+    found = []
+    for factor in scales:
+        fitted = for_eval(image, scale=(factor * scale[0], factor * scale[1]))
+        found += [View(fitted), View(fitted[:, ::-1], mirrored=True)][: 1 + flip]
+    return tuple(found)
 
 
 def fit(height: int, width: int, *, scale: Scale) -> tuple[int, int]:

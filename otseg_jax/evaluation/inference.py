@@ -5,16 +5,13 @@ Sizes are (height, width) in pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int32, Shaped, UInt8
+from jaxtyping import Int32, Shaped
 
+from otseg_jax.data.transforms import Photo
 from otseg_jax.evaluation import windows
 from otseg_jax.models.methods import MethodConfig
-
-Photo: TypeAlias = UInt8[np.ndarray, "h w 4"] | Float[np.ndarray, "h w 3"]
-"""Bytes, or normalised; as of `models.pixels`."""
 
 
 @dataclass(frozen=True, kw_only=True)

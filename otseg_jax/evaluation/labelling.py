@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import stitching, words
-from otseg_jax.evaluation.inference import Inference, Photo
-from otseg_jax.evaluation.stitching import Logits, Stitched
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.layout import Logits
+from otseg_jax.evaluation.stitching import Stitched
 from otseg_jax.evaluation.words import Best, Words
 
 
 def label_maps(
-    logits: Mapping[str, Logits],
-    image: Photo,
+    logits: Sequence[Mapping[str, Logits]],
+    views: Sequence[View],
     asked: Words,
     how: Inference,
     *,
@@ -28,11 +30,11 @@ def label_maps(
     """The class of every pixel of a photo by every output, in `size`.
 
     Args:
-        image: what the windows were cut from.
+        logits: by every output, of the windows of each view.
     """
     found = {}
-    for name, parts in logits.items():
-        whole = stitching.of(parts, image, asked, how, size=size)
+    for name in logits[0]:
+        whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
         best, first = _best(whole, how)
         label = best.label
         if how.threshold is not None:
@@ -53,8 +55,8 @@ def _best(whole: Stitched, how: Inference) -> tuple[Best, Best]:
 
 
 def score_maps(
-    logits: Mapping[str, Logits],
-    image: Photo,
+    logits: Sequence[Mapping[str, Logits]],
+    views: Sequence[View],
     asked: Words,
     how: Inference,
     *,
@@ -71,8 +73,8 @@ def score_maps(
     chosen = range(asked.classes) if classes is None else classes
     rows, scale = {number: row for row, number in enumerate(chosen)}, how.method.scale
     found = {}
-    for name, parts in logits.items():
-        whole = stitching.of(parts, image, asked, how, size=size)
+    for name in logits[0]:
+        whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
         scores = np.zeros((len(rows), *size), np.float32)
         if scale is None:  # scores less an offset may be below 0
             scores[np.isin(chosen, asked.class_of)] = -np.inf

@@ -7,6 +7,7 @@ The classes are those of the data set that is evaluated; all of them compete for
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def report(
 
     def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
         if number < SHOWN:
-            rows.append((example["photo"], example["label"], maps[main]))
+            rows.append((example["image"], example["label"], maps[main]))
         if experiment.settings.eval.save_predictions:
             for name, prediction in maps.items():
                 path = workdir / "predictions" / name / f"{example['name']}.png"
@@ -193,16 +194,22 @@ def evaluate_split(
     )
     predict = sliding.make_predict(runner, asked.text, outputs=described.outputs, how=how)
 
-    def prepare(example: Mapping[str, Any]) -> dict[str, Any]:
-        photo = example["image"]
-        fitted = transforms.for_eval(photo, scale=options.eval.scale)
-        return {**example, "image": fitted, "photo": photo}
+    look = partial(
+        transforms.views,
+        scales=options.eval.scales,
+        flip=options.eval.flip,
+        scale=options.eval.scale,
+    )
 
     # Every n-th photo is what the first of n processes would read.
     chosen = photos(len(source), images)
     examples = inspect.telling_all(
         pipeline.eval_examples(
-            source, prepare, process_count=chosen.step, threads=data.threads, buffer=data.buffer
+            source,
+            lambda example: {**example, "views": look(example["image"])},
+            process_count=chosen.step,
+            threads=data.threads,
+            buffer=data.buffer,
         ),
         source,
         threads=data.threads,

@@ -1,14 +1,15 @@
 """Inference: sliding windows over photos of any size, all outputs of a method in one pass.
 
-photo u8[h, w, 4] → windows u8[n, s, t, 4] → what the model embeds of them → logits on the patch
-grid f32[n, v, gh, gw] of v words, in batches of one fixed size that hold windows of several photos
-→ `labelling` → label map i32[H, W] → confusion counts i64[k, k]. The last batch is filled up, so
-that one shape compiles.
+views of a photo (`transforms.View`) u8[h, w, 4] → windows u8[n, s, t, 4] → what the model embeds
+of them → logits on the patch grid f32[n, v, gh, gw] of v words, in batches of one fixed size that
+hold windows of several views and photos → `labelling` → label map i32[H, W] → confusion counts
+i64[k, k]. The last batch is filled up, so that one shape compiles.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, islice
 from typing import Any
 
 import jax
@@ -22,8 +23,10 @@ from tqdm import tqdm
 
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, metrics
-from otseg_jax.evaluation.inference import Inference, Photo
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.layout import Logits
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
@@ -111,51 +114,71 @@ def make_predict(
     return predict
 
 
-def photo_embedded(runner: Runner, image: Photo, *, how: Inference) -> list[tuple[int, Any]]:
-    """What the model makes of a photo before it sees words: windows in each batch, and theirs.
+def photo_embedded(
+    runner: Runner, views: Sequence[View], *, how: Inference
+) -> list[tuple[int, int, Any]]:
+    """What the model makes of a photo before it sees words.
 
-    Batches are of one size, at most `batch_size`, and filled up by less than one window each.
+    Of each batch the number of its windows, their height and what is made of them. Batches hold
+    windows of one size, at most `batch_size`, and are filled up by less than one window each.
     """
-    parts = how.cut(image)
-    batches = -(-len(parts) // how.batch_size)
-    size = -(-len(parts) // batches)
     found = []
-    for first in range(0, len(parts), size):
-        part = parts[first : first + size]
-        spare = ((0, size - len(part)), (0, 0), (0, 0), (0, 0))
-        found.append((len(part), runner.embed(np.pad(part, spare), how)))
+    for shape, same in groupby(_windows(views, how), key=np.shape):
+        parts = np.stack([*same])
+        batches = -(-len(parts) // how.batch_size)
+        size = -(-len(parts) // batches)
+        for first in range(0, len(parts), size):
+            part = parts[first : first + size]
+            spare = ((0, size - len(part)), (0, 0), (0, 0), (0, 0))
+            found.append((len(part), shape[0], runner.embed(np.pad(part, spare), how)))
     return found
 
 
 def photo_logits(
     runner: Runner,
-    embedded: list[tuple[int, Any]],
+    embedded: list[tuple[int, int, Any]],
+    views: Sequence[View],
     text: Float[Array, "v n c"],
     *,
     outputs: Outputs,
-    height: int,
     how: Inference,
-) -> dict[str, Float[np.ndarray, "b v gh gw"]]:
-    """Logits of words in all windows of a photo, of this height, by name of the output."""
-    match = partial(runner.match, text=text, outputs=outputs, height=height, how=how)
-    found = [{name: z[:count] for name, z in match(part).items()} for count, part in embedded]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+) -> list[dict[str, Logits]]:
+    """Logits of words in all windows of each view, by name of the output."""
+    found = []
+    for count, height, part in embedded:
+        logits = runner.match(part, text, outputs, height=height, how=how)
+        found += [{name: z[i] for name, z in logits.items()} for i in range(count)]
+    return _by_view(found, views, how)
+
+
+def _windows(views: Sequence[View], how: Inference) -> list[Shaped[np.ndarray, "_ _ c"]]:
+    """The windows of all views, one view after the other."""
+    return [window for view in views for window in how.cut(view.image)]
+
+
+def _by_view(
+    logits: Sequence[Mapping[str, Float[np.ndarray, "v _ _"]]],
+    views: Sequence[View],
+    how: Inference,
+) -> list[dict[str, Logits]]:
+    """Of each view those of its windows, from those of all in the order of `_windows`."""
+    waiting = iter(logits)
+    of_views = [[*islice(waiting, len(how.origins(view.size)))] for view in views]
+    return [{name: np.stack([z[name] for z in part]) for name in part[0]} for part in of_views]
 
 
 @dataclass
 class _Photo:
-    """A photo on its way through: its windows wait in a batch until all are predicted."""
+    """A photo on its way through: its windows wait in batches until all are predicted."""
 
     number: int
     example: Mapping[str, Any]
-    count: int
-    logits: list[dict[str, np.ndarray]] = field(default_factory=list)
+    logits: list[dict[str, np.ndarray]]  # of the windows of all its views; empty: not yet there
 
     def maps(self, asked: Words, how: Inference) -> dict[str, Int32[np.ndarray, "H W"]]:
         """Its label map by every output, in the size of its label."""
-        whole = {name: np.stack([z[name] for z in self.logits]) for name in self.logits[0]}
-        size = self.example["label"].shape
-        return labelling.label_maps(whole, self.example["image"], asked, how, size=size)
+        views, size = self.example["views"], self.example["label"].shape
+        return labelling.label_maps(_by_view(self.logits, views, how), views, asked, how, size=size)
 
 
 def evaluate(
@@ -171,7 +194,7 @@ def evaluate(
     """Segment every example and compare with its label.
 
     Args:
-        examples: {"image": `Photo`, "label": i16[H, W], "name": str}.
+        examples: {"views": of the photo, "label": i16[H, W], "name": str}.
         asked: the words of the vocabulary's classes.
         total: number of examples, for the progress bar.
         on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
@@ -202,31 +225,37 @@ def evaluate(
 def _predicted(
     predict: Predict, examples: Iterator[Mapping[str, Any]], how: Inference
 ) -> Iterator[_Photo]:
-    """Photos with the logits of all their windows, in order."""
-    waiting: list[tuple[_Photo, np.ndarray]] = []
+    """Photos with the logits of all their windows, in order; windows of one size share batches."""
+    waiting: dict[tuple[int, ...], list[tuple[_Photo, int, np.ndarray]]] = {}
     photos: list[_Photo] = []
 
-    def flush() -> Iterator[_Photo]:
-        batch = np.zeros((how.batch_size, *waiting[0][1].shape), waiting[0][1].dtype)
-        batch[: len(waiting)] = [image for _, image in waiting]
+    def flush(shape: tuple[int, ...]) -> None:
+        entries = waiting.pop(shape)
+        batch = np.zeros((how.batch_size, *shape), entries[0][2].dtype)
+        batch[: len(entries)] = [image for *_, image in entries]
         logits = predict(batch)
-        for i, (photo, _) in enumerate(waiting):
-            photo.logits.append({name: z[i] for name, z in logits.items()})
-        waiting.clear()
-        while photos and len(photos[0].logits) == photos[0].count:
+        for i, (photo, place, _) in enumerate(entries):
+            photo.logits[place] = {name: z[i] for name, z in logits.items()}
+
+    def whole() -> Iterator[_Photo]:
+        while photos and all(photos[0].logits):
             yield photos.pop(0)
 
     for number, example in enumerate(examples):
-        parts = how.cut(example["image"])
-        photos.append(_Photo(number, example, len(parts)))
-        for image in parts:
-            if waiting and waiting[0][1].shape != image.shape:
-                yield from flush()
-            waiting.append((photos[-1], image))
-            if len(waiting) == how.batch_size:
-                yield from flush()
-    if waiting:
-        yield from flush()
+        parts = _windows(example["views"], how)
+        photos.append(_Photo(number, example, [{}] * len(parts)))
+        for place, image in enumerate(parts):
+            alike = waiting.setdefault(image.shape, [])
+            alike.append((photos[-1], place, image))
+            if len(alike) == how.batch_size:
+                flush(image.shape)
+        if len(photos) > how.batch_size:  # a rare size does not keep others waiting
+            for shape in [*waiting]:
+                flush(shape)
+        yield from whole()
+    for shape in [*waiting]:
+        flush(shape)
+    yield from whole()
 
 
 def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -122,6 +122,7 @@ def resize(
     height: int,
     width: int,
     top: int | Int32[Array, ""] = 0,
+    mirrored: bool = False,
 ) -> Float[Array, "k {height} {width}"]:
     """Resize the image that lies in a canvas, bilinearly, to another size in another canvas.
 
@@ -134,12 +135,13 @@ def resize(
         height: of the output canvas; static, like `width`. A side of the input times one of the
             output must stay below 2^30 (32,768 × 32,768).
         top: the output row that the result begins with, so that a band of rows can be had alone.
+        mirrored: left and right change places; static.
 
     Source: `F.interpolate(mode="bilinear", align_corners=False)` of the reference.
     """
     canvas = canvas.astype(jnp.float32)
     upper, lower, down = _taps(top, height, size[0], output_size[0])
-    left, right, across = _taps(0, width, size[1], output_size[1])
+    left, right, across = _taps(0, width, size[1], output_size[1], mirrored=mirrored)
     down, across = down[None, :, None], across[None, None, :]
     # Should a true size exceed the canvas, which `jit` cannot know, the edge is repeated: the
     # default mode would return NaN there.
@@ -169,7 +171,7 @@ def _add_at(canvas: Array, patch: Array, start: tuple) -> Array:
 
 
 def _taps(
-    start: int | Array, length: int, size: Array, output_size: Array
+    start: int | Array, length: int, size: Array, output_size: Array, *, mirrored: bool = False
 ) -> tuple[Array, Array, Array]:
     """The two source indices of each output pixel from `start` on, and the weight of the second.
 
@@ -178,6 +180,7 @@ def _taps(
     """
     # Pixels past the true output repeat its last one: no product overflows, no tap leaves `size`.
     index = jnp.minimum(start + jnp.arange(length, dtype=jnp.int32), output_size - 1)
+    index = output_size - 1 - index if mirrored else index
     numerator, denominator = (2 * index + 1) * size - output_size, 2 * output_size
     floor = numerator // denominator
     fraction = (numerator - floor * denominator) / denominator

@@ -84,5 +84,5 @@ def check_grid(grid: tuple[int, int]) -> None:
     if (count := int(np.prod(grid))) <= NEIGHBOURS:
         raise ValueError(
             f"sc_clip looks at the {NEIGHBOURS} nearest of other patches, an image has {count} "
-            f"({grid[0]} × {grid[1]}): give larger images or windows, or another method"
+            f"({grid[0]} × {grid[1]}): give larger images, windows or scales, or another method"
         )

@@ -5,6 +5,7 @@ r"""Segment photos by words: masks, pictures, numbers, and a page that shows the
     python -m otseg_jax.predict photos/ "more/**/*.jpg" --words="car,road" --background=words \
         --model=ViT-B-16.pt --tokenizer=openai/clip-vit-base-patch16 --output=cars
     find . -name "*.png" | python -m otseg_jax.predict - --model=runs/shapes --output=found
+    python -m otseg_jax.predict photo.jpg --words="cat,grass" --scales=1,1.25,1.5 --flip
 
 PHOTO is a file, a folder, a pattern, or - for a list of files on standard input. --model is what
 `otseg_jax.load` takes: a CLIP (folder, file or hub name), with which nothing is trained, a workdir,
@@ -58,6 +59,19 @@ flags.DEFINE_string(
     flag_values=FLAGS,
 )
 flags.DEFINE_bool("pamr", False, "Refine by colours what a CLIP alone finds", flag_values=FLAGS)
+flags.DEFINE_string(
+    "scales",
+    "1",
+    "Sizes at which a photo is looked at, times the usual one, 1,1.25,1.5; scores are averaged. On "
+    "the shapes that come with us these gain, 0.75 loses",
+    flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+    "flip",
+    False,
+    "Look at it mirrored, too, and average; gains a little there, twice the time",
+    flag_values=FLAGS,
+)
 flags.DEFINE_enum(
     "dtype",
     "float32",
@@ -79,6 +93,7 @@ flags.DEFINE_enum("activation", "", ["", *ACTIVATIONS], HELP["activation"], flag
 OPTIONS = (
     "method",
     "pamr",
+    "flip",
     "dtype",
     "checkpoint",
     "tokenizer",
@@ -103,7 +118,7 @@ def work(arguments: Sequence[str]) -> None:
     """Segment the photos that the arguments name; SystemExit with 1 where some were refused."""
     given: dict[str, Any] = {name: FLAGS[name].value for name in FLAGS}
     words = _words(given["words"])
-    background = _background(given["background"])
+    background, scales = _background(given["background"]), _scales(given["scales"])
     found = photos.find(arguments, sys.stdin)
     paths.check_writable(given["output"], flag="--output")
     compile_cache.keep(given["compile_cache"])
@@ -112,7 +127,8 @@ def work(arguments: Sequence[str]) -> None:
             f"--model={SHIPPED}, a small model of drawn shapes; for photos take a CLIP, "
             f"--model={BETTER}, or a model of your own"
         )
-    segmenter = load(given["model"] or SHIPPED, **{name: given[name] for name in OPTIONS})
+    options = {name: given[name] for name in OPTIONS}
+    segmenter = load(given["model"] or SHIPPED, scales=scales, **options)
     segmenter([], words, background=background)  # words that cannot be used are no photo's fault
     done = folder.segment(
         found,
@@ -153,6 +169,16 @@ def _background(given: str) -> asked.Background:
         return float(given)
     except ValueError:
         return given.split(",") if "," in given else given
+
+
+def _scales(given: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    try:
+        return tuple(float(number) for number in given.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--scales={given}: wanted numbers with commas between them, --scales=0.75,1,1.25"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From what people have (a model, a run, a CLIP) to a `Segmenter`."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from otseg_jax.convert.hints import Hints
 from otseg_jax.models import sc_clip
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.training_free import METHODS, TrainingFreeConfig
-from otseg_jax.predict.segmenter import Segmenter, check_options
+from otseg_jax.predict.options import check_options
+from otseg_jax.predict.segmenter import Segmenter
 from otseg_jax.weights import source as sources
 from otseg_jax.weights.towers import Stated
 
@@ -28,6 +30,8 @@ def load(
     *,
     method: str = "",
     pamr: bool = False,
+    scales: Sequence[int | float] = (1.0,),
+    flip: bool = False,
     checkpoint: str = "latest",
     transport: Transport | None = None,
     dtype: DTypeLike = jnp.float32,
@@ -47,6 +51,9 @@ def load(
         method: of a CLIP alone: naclip (default), maskclip, maskclip_original, sclip, clearclip,
             resclip, sc_clip, pearl, itaclip, clip; of a trained model one of its outputs.
         pamr: refine what a CLIP alone finds by the colours around each pixel; takes time.
+        scales: of a photo at which it is looked at, times the usual one, 0.1 to 4; scores are
+            averaged (test-time augmentation), and each takes its square of the time.
+        flip: the same mirrored left and right, too; takes twice the time.
         checkpoint: of a workdir: latest, best, half or a step.
         transport: solver of transport plans; None: the one it was trained with.
         dtype: of matrix products, float32, tensorfloat32 or bfloat16.
@@ -62,10 +69,11 @@ def load(
         FileNotFoundError: no such folder, file or hub name.
         ValueError: another kind of folder, a damaged one, or another option.
     """
-    check_options(dtype, batch_size, seen_offset)  # before the reading
+    check_options(dtype, batch_size, seen_offset, scales, flip)  # before the reading
     stated = Stated(vision_heads, text_heads, activation, tokenizer)
     found = _read(source, checkpoint, stated)
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "seen_offset": seen_offset}
+    options |= {"scales": scales, "flip": flip}
     if isinstance(found, Model):
         if method in METHODS or pamr:
             given = "pamr=True" if pamr else f"method={method!r}"

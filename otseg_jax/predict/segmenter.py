@@ -1,8 +1,9 @@
 """A model with words: photo in, `Segmentation` out.
 
-photo, a path or an image → `read` u8[H, W, 3] RGB → `prepare` u8[h, w, 4], resized as the model
-wants it → what its tower makes of every window, which is kept, so that other words on the same
-photo are answered without it → logits of the words → label map i32[H, W].
+photo, a path or an image → `read` u8[H, W, 3] RGB → its views u8[h, w, 4], resized as the model
+wants it: one, or several for test-time augmentation → what its tower makes of every window, which
+is kept, so that other words on the same photo are answered without it → logits of the words → label
+map i32[H, W].
 """
 
 import hashlib
@@ -23,19 +24,20 @@ from jaxtyping import Array, Float, UInt8
 from otseg_jax import paths, sharding
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.data import classes, decode, transforms
+from otseg_jax.data.transforms import Photo, View
 from otseg_jax.evaluation import labelling, sliding
-from otseg_jax.evaluation.inference import Inference, Photo
+from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
-from otseg_jax.models import linear
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.outputs import Outputs
 from otseg_jax.predict import asked
 from otseg_jax.predict.asked import Asked, Background
 from otseg_jax.predict.kept import Kept
+from otseg_jax.predict.options import check_options
 from otseg_jax.predict.segmentation import Segmentation
 from otseg_jax.predict.vectors import Vectors
 
-PHOTOS = 2  # whose features are kept
+PHOTOS = 2  # whose features are kept; 1 where a photo has several views
 THRESHOLD = {True: 0.1, False: 0.5}  # usual least probability where words compete, least σ if not
 
 
@@ -43,8 +45,8 @@ THRESHOLD = {True: 0.1, False: 0.5}  # usual least probability where words compe
 class _Seen:
     """A photo as the tower saw it."""
 
-    image: Photo
-    embedded: list[tuple[int, Any]]
+    views: tuple[View, ...]
+    embedded: list[tuple[int, int, Any]]
 
 
 class Segmenter:
@@ -62,8 +64,10 @@ class Segmenter:
         dtype: DTypeLike = jnp.float32,
         batch_size: int = 4,
         seen_offset: float | None = None,
+        scales: Sequence[int | float] = (1.0,),
+        flip: bool = False,
     ) -> None:
-        check_options(dtype, batch_size, seen_offset)
+        self._augmented = check_options(dtype, batch_size, seen_offset, scales, flip)
         self.spec, self.clip = model.spec, model.clip
         self.vocabulary = self.spec.vocabulary if self.spec.classes else None
         self.method = self._output(method)
@@ -87,7 +91,8 @@ class Segmenter:
             std=self.spec.std,
         )
         self._vectors = Vectors(model, seen_offset)
-        self._photos: Kept[bytes, _Seen] = Kept(PHOTOS)
+        several = flip or len(scales) > 1
+        self._photos: Kept[bytes, _Seen] = Kept(1 if several else PHOTOS)
 
     def __call__(
         self,
@@ -141,10 +146,11 @@ class Segmenter:
         size: tuple[int, int] | None = None,
         method: str = "",
     ) -> Float[np.ndarray, "k H W"]:
-        """Scores of every class at every pixel, as of `Segmentation.scores`.
+        """Scores of every class at every pixel, as of `Segmentation.scores`, of one view.
 
         Args:
-            image: from `prepare`, or f32[h, w, 3] that is normalised already.
+            image: from `prepare`, or f32[h, w, 3] that is normalised already; it is looked at as
+                it is, at no other scale and not mirrored.
             words: as of a call.
             size: (H, W) of the result; None: that of `image`.
             method: one of `spec.outputs`; "": the main one.
@@ -155,9 +161,10 @@ class Segmenter:
         """
         method = self._output(method) if method else self.method
         vectors, image = self._vectors.of(self._question(words, None)), np.asarray(image)
-        found = self._match(_Seen(image, self._look(image)), vectors, method)
+        views = (View(image),)
+        found = self._match(self._look(views), vectors, method)
         height, width = size or image.shape[:2]
-        maps = labelling.score_maps(found, image, vectors, self._how, size=(height, width))
+        maps = labelling.score_maps(found, views, vectors, self._how, size=(height, width))
         return maps[method]
 
     def embed(
@@ -177,9 +184,10 @@ class Segmenter:
         )
 
     def _made_by(self) -> str:
-        return (
-            f"{self.method}{' + PAMR' * getattr(self.spec.model, 'pamr', False)}, {self.clip.size}"
-        )
+        how, refined = self._augmented, " + PAMR" * getattr(self.spec.model, "pamr", False)
+        scales = " + scales " + "/".join(f"{scale:g}" for scale in how.scales)
+        looked = scales * (how.scales != (1,)) + " + flip" * how.flip
+        return f"{self.method}{refined}{looked}, {self.clip.size}"
 
     def _output(self, method: str) -> str:
         outputs = self.spec.outputs
@@ -198,30 +206,29 @@ class Segmenter:
         usual = THRESHOLD[self.spec.model.scale is not None]
         return asked.with_background(found, background, threshold=usual)
 
-    def _look(self, image: np.ndarray) -> list[tuple[int, Any]]:
-        return sliding.photo_embedded(self._runner, image, how=self._how)
+    def _look(self, views: tuple[View, ...]) -> _Seen:
+        return _Seen(views, sliding.photo_embedded(self._runner, views, how=self._how))
 
     def _see(self, pixels: np.ndarray) -> _Seen:
         """What the tower makes of a photo, kept for other words."""
+        scale, how = self.spec.scale, self._augmented
 
         def make(_: list[bytes]) -> list[_Seen]:
-            image = self.prepare(pixels)
-            return [_Seen(image, self._look(image))]
+            views = transforms.views(pixels, scales=how.scales, flip=how.flip, scale=scale)
+            return [self._look(views)]
 
         digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes()).digest()
         (seen,) = self._photos.get([digest], make)
         return seen
 
-    def _match(self, seen: _Seen, vectors: Words, method: str) -> dict[str, np.ndarray]:
-        height, width = seen.image.shape[:2]
-        window = self._how.window_size((height, width))
+    def _match(self, seen: _Seen, vectors: Words, method: str) -> list[dict[str, np.ndarray]]:
         wanted = Outputs({method: self.spec.outputs.mixtures[method]}, main=method)
         return sliding.photo_logits(
             self._runner,
             seen.embedded,
+            seen.views,
             vectors.text,
             outputs=wanted,
-            height=window[0],
             how=self._how,
         )
 
@@ -231,11 +238,11 @@ class Segmenter:
         seen, how = self._see(pixels), replace(self._how, threshold=question.threshold)
         logits = self._match(seen, vectors, method)
         height, width = pixels.shape[:2]
-        found = labelling.label_maps(logits, seen.image, vectors, how, size=(height, width))
+        found = labelling.label_maps(logits, seen.views, vectors, how, size=(height, width))
 
         def scores(size: tuple[int, int], numbers: Sequence[int] | None) -> np.ndarray:
             maps = labelling.score_maps(
-                logits, seen.image, vectors, how, size=size, classes=numbers
+                logits, seen.views, vectors, how, size=size, classes=numbers
             )
             return maps[method]
 
@@ -257,21 +264,3 @@ class Segmenter:
         names = question.names[first:]
         own = self.spec.palette if names == self.spec.classes else ()
         return ((0, 0, 0),) * first + (own or classes.default_palette(len(names)))
-
-
-def check_options(dtype: Any, batch_size: Any, seen_offset: Any) -> None:
-    """Refuse options before anything is read, with one ValueError of all problems."""
-    problems = []
-    try:
-        fits = linear.storage(dtype) in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
-    except TypeError:
-        fits = False
-    if not fits:
-        problems.append(f"dtype={dtype!r}: choose float32, tensorfloat32 or bfloat16")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        problems.append(f"batch_size={batch_size!r}: wanted a whole number, at least 1")
-    number = isinstance(seen_offset, int | float) and not isinstance(seen_offset, bool)
-    if seen_offset is not None and not (number and 0 <= seen_offset <= 1):
-        problems.append(f"seen_offset={seen_offset!r}: wanted a number in [0, 1], or None")
-    if problems:
-        raise ValueError("; ".join(problems))

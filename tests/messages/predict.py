@@ -113,6 +113,9 @@ def many_lists(folder: Path) -> None:
     segmenter().embed(["Disc", "disc"])
 
 
+MANY = ",".join(f"{1 + i / 100}" for i in range(100))
+
+
 ROWS = [
     photo("'none.jpg'", lambda _: "none.jpg", r"none\.jpg: no such file"),
     photo("'~/none.jpg'", lambda _: "~/none.jpg", rf"^{Path.home()}/none\.jpg: no such file"),
@@ -171,6 +174,14 @@ ROWS = [
     command("--words=a, --model=shapes-clip", r"words\[1\] is blank"),
     command("--model=shapes-clip", r"CLIP alone has no classes of its own"),
     command("--words=a --model=shapes-clip --background=sky", r"background='sky': wanted"),
+    command("--words=a --scales=0", r"scales\.0=0\.0: wanted greater than or equal to 0\.1"),
+    command("--words=a --scales=1,5", r"scales\.1=5\.0: wanted less than or equal to 4"),
+    command("--words=a --scales=a", r"--scales=a: wanted numbers .*, --scales=0\.75,1,1\.25"),
+    command("--words=a --scales=", r"--scales=: wanted numbers with commas between them"),
+    command("--words=a --scales=nan", r"scales\.0=nan: wanted"),
+    command("--words=a --scales=1,1", r"scales=\(1\.0, 1\.0\): wanted 1 to 16 factors, no two"),
+    command(f"--words=a --scales={MANY}", r"wanted 1 to 16 factors, no two the same"),
+    command("--words=a --flip=maybe", r"flip.*maybe"),
     command("--words=nowhere/words.txt", r"--words=nowhere/words\.txt: no such file; words stand"),
     command("--words=a --model=nowhere", r"'nowhere' is no folder"),
     command("--words=a", r"\*\.gif matches no file", photo='"*.gif"'),
@@ -199,6 +210,8 @@ ROWS = [
         r"dtype='fp32': choose float32, tensor",
         dtype="fp32",
     ),
+    load("scales=()", nothing, r"scales=\(\): wanted 1 to 16 factors", scales=()),
+    load("scales=(1, 0)", nothing, r"scales\.1=0: wanted greater than", scales=(1, 0)),
     load("dtype='float16'", nothing, r"dtype='float16': choose", dtype="float16"),
     load("batch_size=0", nothing, r"batch_size=0: wanted a whole number", batch_size=0),
     load(

@@ -3,6 +3,7 @@
 from messages import Row, typed
 
 ALONE = "otseg_jax.main --mode=eval --config=configs/training_free/shapes.py"
+MANY = ",".join(f"{1 + i / 100}" for i in range(100))
 
 
 def shapes(flags, expected, *, argument=""):
@@ -38,6 +39,14 @@ ROWS = [
         "--config.data.crop=0", r"image_size=0 \(data\.crop\): wanted an integer of at least 32"
     ),
     shapes("--config.eval.threshold=1.5", r"eval\.threshold=1\.5: wanted less than or equal to 1"),
+    shapes("--config.eval.scales=0", r"eval\.scales\.0=0: wanted greater than or equal to 0\.1"),
+    shapes("--config.eval.scales=1,40", r"eval\.scales\.1=40: wanted less than or equal to 4"),
+    shapes("--config.eval.scales=a", r"eval\.scales\.0='a': wanted a valid number"),
+    shapes("--config.eval.scales=", r"eval\.scales\.0='': wanted a valid number"),
+    shapes("--config.eval.scales=()", r"eval\.scales=\(\): wanted 1 to 16 factors"),
+    shapes("--config.eval.scales=1,1.0", r"wanted 1 to 16 factors, no two the same"),
+    shapes(f"--config.eval.scales={MANY}", r"wanted 1 to 16 factors, no two the same"),
+    shapes("--config.eval.flip=maybe", r"flip.*maybe"),
     Row("a CLIP alone in the workdir of a run", _run_in_the_workdir, r"choose another --workdir"),
     typed(
         "otseg_jax.main --mode=eval --config=configs/training_free/cityscapes.py "

@@ -1,0 +1,161 @@
+"""One view of a photo: where its windows lie, and from their logits to scores of the photo.
+
+logits f32[n, v, gh, gw] of n windows and v words. A trained model's: upsampled to the windows, σ,
+less the offset, averaged on a canvas f32[c, h, w], resized to the photo. Of a CLIP alone, where no
+σ lies between, all of that is two products (`separable`). A mirrored view is turned back by the
+last step. The shapes that are compiled are rounded up, so that photos share them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from otseg_jax.data.transforms import View
+from otseg_jax.evaluation import separable, windows
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.models.last_block import einsum
+from otseg_jax.models.outputs import upsample
+from otseg_jax.models.training_free import TrainingFreeConfig
+
+PATCHES = 16  # what the sizes of matrices are rounded up to
+
+# n windows, v words, gh × gw patches; views differ in all but words
+Logits = Float[np.ndarray, "_ v _ _"]
+ByWord = Float[np.ndarray, "v ..."]
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Windows that are averaged on a canvas, filled up."""
+
+    origins: Any  # i32[n, 2]
+    weights: Any  # f32[n]: 1 for a window, 0 for filling
+    size: Any  # i32[2]: what the windows were cut from
+    window: tuple[int, int] = field(metadata=STATIC)
+    canvas: tuple[int, int] = field(metadata=STATIC)
+    mirrored: bool = field(metadata=STATIC)
+
+    def half(
+        self, logits: Float[Array, "c n gh gw"], offset: Float[Array, " c"]
+    ) -> Float[Array, "c h w"]:
+        """Scores half-way: of all windows on a canvas."""
+        fine = upsample(jnp.swapaxes(logits, 0, 1), self.window)
+        found = jax.nn.sigmoid(fine) - offset[:, None, None][None]
+        height, width = self.canvas
+        return windows.stitch(found, self.origins, self.weights, height=height, width=width)
+
+    def rows(
+        self, half: Float[Array, "h w"], *, end: Array, top: int | Array, shape: tuple[int, int]
+    ) -> Float[Array, "H W"]:
+        """Scores of one word, some rows of the result from `top` on."""
+        height, width = shape
+        found = windows.resize(
+            half[None],
+            self.size,
+            end,
+            height=height,
+            width=width,
+            top=top,
+            mirrored=self.mirrored,
+        )
+        return found[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Axes:
+    """Windows that are only upsampled and averaged: a matrix for each axis, of `separable`."""
+
+    down: Any  # f32[H, p]
+    across: Any  # f32[W, q]
+
+    def half(
+        self, logits: Float[Array, "c p q"], offset: Float[Array, " c"]
+    ) -> Float[Array, "c p W"]:
+        """Scores half-way: at the result's width."""
+        # every row of `down` sums to 1
+        return einsum("cpq, wq -> cpw", logits, self.across) - offset[:, None, None]
+
+    def rows(
+        self, half: Float[Array, "p W"], *, end: Array, top: int | Array, shape: tuple[int, int]
+    ) -> Float[Array, "H W"]:
+        """Scores of one word, some rows of the result from `top` on."""
+        down = jax.lax.dynamic_slice_in_dim(self.down, top, shape[0])
+        return einsum("hp, pw -> hw", down, half)
+
+
+Layout: TypeAlias = Grid | Axes
+
+
+def place(
+    logits: Logits, view: View, how: Inference, *, size: tuple[int, int], output: tuple[int, int]
+) -> tuple[Layout, ByWord]:
+    """Where the windows of a view lie, and their logits by word.
+
+    Args:
+        size: of the result.
+        output: the same, rounded up.
+    """
+    if isinstance(how.method, TrainingFreeConfig):
+        return _axes(logits, view, how, size, output)
+    return _grid(logits, view, how)
+
+
+def stretched(cells: tuple[int, ...], size: tuple[int, int], output: tuple[int, int]) -> Axes:
+    """One window as large as the photo, whose cells are resized to the result."""
+    axes = (
+        fill(separable.matrix([0], cells=n, window=n, size=n, output=length), rows)
+        for n, length, rows in zip(cells, size, output, strict=True)
+    )
+    return Axes(*axes)
+
+
+def fill(array: np.ndarray, rows: int | None = None) -> np.ndarray:
+    """Zeros behind the last axes, to few sizes: a matrix' rows to `rows`, patches to 16s."""
+    first = [(0, 0)] * (array.ndim - 2)
+    down = rows - array.shape[-2] if rows else -array.shape[-2] % PATCHES
+    return np.pad(array, [*first, (0, down), (0, -array.shape[-1] % PATCHES)])
+
+
+def _grid(logits: Logits, view: View, how: Inference) -> tuple[Grid, ByWord]:
+    window, origins = how.window_size(view.size), how.origins(view.size)
+    height, width = (windows.bucket(max(pair)) for pair in zip(view.size, window, strict=True))
+    # how many more a photo of the size of the canvas has
+    spare = len(how.origins((height, width))) - len(origins)
+    grid = Grid(
+        origins=np.pad(origins, ((0, spare), (0, 0))),
+        weights=np.pad(np.ones(len(origins), np.float32), (0, spare)),
+        size=np.array(view.size, np.int32),
+        window=window,
+        canvas=(height, width),
+        mirrored=view.mirrored,
+    )
+    return grid, np.swapaxes(np.pad(logits, ((0, spare), (0, 0), (0, 0), (0, 0))), 0, 1)
+
+
+def _axes(
+    logits: Logits, view: View, how: Inference, size: tuple[int, int], output: tuple[int, int]
+) -> tuple[Axes, ByWord]:
+    origins, window = how.origins(view.size), how.window_size(view.size)
+    starts = [np.unique(axis) for axis in origins.T]
+    patches = rearrange(logits, "(y x) v h w -> v (y h) (x w)", y=len(starts[0]))
+    down, across = (
+        separable.matrix(
+            starts[axis].tolist(),
+            window=window[axis],
+            margin=how.method.margins(window[axis], how.patch),
+            cells=logits.shape[2 + axis],
+            size=view.size[axis],
+            output=size[axis],
+        )
+        for axis in (0, 1)
+    )
+    across = across[::-1] if view.mirrored else across
+    return Axes(fill(down, output[0]), fill(across, output[1])), fill(patches)
