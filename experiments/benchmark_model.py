@@ -1,6 +1,6 @@
 r"""The whole model against plain PyTorch on this machine: benchmark_model.json and .png.
 
-    python -m experiments.benchmark_model            # all cases, about 15 minutes on two cores
+    python -m experiments.benchmark_model            # all cases, 35 minutes on two cores
     python -m experiments.benchmark_model --only=VOC --rounds=3
 
 The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree

@@ -24,6 +24,7 @@ COMMANDS = {
     "otseg_jax.main": "trains and evaluates",
     "otseg_jax.predict": "segments photos by words",
     "otseg_jax.convert": "reads and writes weights of other programs, and checks them",
+    "otseg_jax.demo": "serves a page for photos and words",
 }
 
 

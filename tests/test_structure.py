@@ -22,7 +22,7 @@ LADDER = [
     {"build"},
     {"evaluation", "convert"},
     {"training", "predict"},
-    {"main", "__main__"},
+    {"main", "demo", "__main__"},
 ]
 STEP = {room: step for step, rooms in enumerate(LADDER) for room in rooms}
 
@@ -92,6 +92,7 @@ def libraries(tree: ast.Module) -> set[str]:
         (r"data\.(?!pipeline)", {"jax", "flax", "optax"}),
         (r"training\.losses|evaluation\.(metrics|windows)", {"flax"}),
         (r"(?!convert\.references)", {"torch", "tensorflow"}),
+        (r"(?!demo\.(actions|guard|page))", {"gradio", "gradio_client", "starlette"}),
         # a configuration goes no further than where it is parsed and turned into plain settings
         (r"(?!build|cli|config_file|main|convert\.__main__)", {"ml_collections"}),
     ],
@@ -106,6 +107,7 @@ def test_libraries_that_stay_outside(rooms, outside):
 # torch and supervision, optional extras; and `load`, so that `mps` alone stays quick to import
 LATE = {
     "convert.verify._by_torch",
+    "demo.__main__._serve",
     "predict.segmentation.to_supervision",
     "__init__.__getattr__",
 }

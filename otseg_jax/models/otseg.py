@@ -22,6 +22,7 @@ from otseg_jax.models.decoder import (
     KINDS,
     Decoder,
     MaybeKey,
+    Pairs,
     Pixels,
     Queries,
     Scores,
@@ -245,9 +246,16 @@ class OTSeg(nnx.Module):
         queries = self.describe(global_embedding, text)
         maps = {"decoder": self.decoder(queries, pixels, key=key)}
         if self.decoder.kind == "mpsa":
-            similarity = cosine(queries, pixels)
-            maps["mps"] = alignment(self.transport(similarity), similarity)
+            maps["mps"] = alignment(*self.plan(queries, pixels))
         return maps
+
+    def plan(self, queries: Queries, pixels: Pixels) -> tuple[Pairs, Pairs]:
+        """The transport plan of the MPS path between the prompts of every class and the pixels.
+
+        Next to it the cosines that it was solved for; `queries` are of `describe`.
+        """
+        similarity = cosine(queries, pixels)
+        return self.transport(similarity), similarity
 
     def describe(
         self, global_embedding: Float[Array, "b c"], text: Float[Array, "k n c"]

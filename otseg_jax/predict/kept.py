@@ -16,6 +16,16 @@ class Kept(Generic[Key, Value]):
         self._most, self._lock = most, threading.Lock()
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
+    def find(self, key: Key) -> Value | None:
+        """The value of a key, None if it is not kept."""
+        with self._lock:
+            return self._values.get(key)
+
+    def forget(self, key: Key) -> None:
+        """Keep a key's value no longer."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def get(self, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[Value]]) -> list[Value]:
         """The values of keys, those that are missing made together."""
         with self._lock:

@@ -1,0 +1,1 @@
+"""A page for photos and words: `python -m otseg_jax.demo`."""
