@@ -29,7 +29,8 @@ def run(asked, image, words):
     """What the model makes of a window, and its map of the MPS path."""
     model = asked.model
     whole = jax.jit(lambda image, text: (model.embed(image), model(image, text)["mps"][0]))
-    return whole(jnp.asarray(image)[None], asked.embed(words))
+    pixels = (image[None, ..., :3] - np.array(asked.spec.mean)) / np.array(asked.spec.std)
+    return whole(jnp.asarray(pixels, jnp.float32), asked.embed(words))
 
 
 def scaled(similarity, epsilon=0.05):

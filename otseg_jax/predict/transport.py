@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 from otseg_jax.evaluation import windows
 from otseg_jax.models.decoder import alignment
 from otseg_jax.models.otseg import OTSeg
+from otseg_jax.models.pixels import normalised
 from otseg_jax.predict import asked
 from otseg_jax.predict.segmenter import Segmenter
 from otseg_jax.predict.vectors import BUCKET
@@ -81,7 +83,8 @@ def plan(segmenter: Segmenter, photo: Any, words: Iterable[str], *, at: tuple[in
     origins = windows.grid(*shape.tolist(), window=spec.window, stride=spec.stride)
     middle = np.abs(origins + spec.window / 2 - where).max(axis=1)
     origin = origins[np.argmin(middle)]
-    window = windows.cut(image, origin[None], window=spec.window)
+    (part,) = windows.cut(image, origin[None], window=spec.window)
+    window = normalised(jnp.asarray(part), mean=spec.mean, std=spec.std)[None]
     graphdef, state = nnx.split(model)
     # filled up, so that few numbers of words are compiled
     filled = np.pad(segmenter.embed(plain), ((0, -len(plain) % BUCKET), (0, 0), (0, 0)), "edge")
