@@ -64,6 +64,23 @@ def test_another_packaged_clip_is_refused(tmp_path):
         pretrained.read(tmp_path / "m")
 
 
+def test_words_for_other_things_keep_a_picture_from_being_painted():
+    """Three classes that a picture holds nothing of, with all other classes as background."""
+    pictures = Shapes("val", size=100)
+    names = pictures.vocabulary.names
+    for source in ("shapes", "shapes-clip"):
+        segmenter = otseg_jax.load(source)
+        painted = []
+        for i in range(0, 100, 20):
+            example = pictures[i]
+            held = np.unique(example["label"]).tolist()
+            words = [name for k, name in enumerate(names) if k not in held][:3]
+            others = [name for name in names if name not in words]
+            found = segmenter(example["image"], words, background=others).labels
+            painted.append((found > 0).mean())
+        assert np.mean(painted) < 0.5, "of 1 without a background"
+
+
 def test_the_record_names_no_place_on_a_machine():
     text = (FOLDER / "config.json").read_text() + shapes_model.RESULT.read_text()
     assert str(Path.home()) not in text
