@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,15 @@ from pathlib import Path
 import numpy as np
 import own_data
 import pytest
+from absl import flags
 from own_data import MASK
 from PIL import Image
 
-from otseg_jax.doctor import dataset, devices, findings, photos, versions
+from otseg_jax import build, cli
+from otseg_jax.checkpoints import pretrained, restore
+from otseg_jax.convert import convert
+from otseg_jax.convert.hints import Hints
+from otseg_jax.doctor import dataset, devices, findings, model, photos, versions
 from otseg_jax.doctor.devices import Hardware
 from otseg_jax.doctor.versions import Package
 
@@ -74,9 +80,9 @@ JAX = INSTALLED["jax"].version
         ({"flax": "0.6.0"}, "otseg-jax .* takes flax", 'pip install "flax'),
         ({"jax": "0.11.1", "jaxlib": "0.11.1"}, "flax .* with jax 0.11.1: .* class", "flax>="),
         ({"jax_metal": "0.1.1"}, "jax-metal 0.1.1 with jax", "pip uninstall --yes jax-metal"),
-        ({"optax": None}, "otseg-jax needs optax, which is not", 'pip install "optax'),
-        ({"ml_dtypes": None}, "needs ml.dtypes, which is not installed", 'pip install "ml'),
-        ({"numpy": "1.26.4"}, "takes numpy>=2.0, and 1.26.4", 'pip install "numpy>=2.0"'),
+        ({"optax": None}, "otseg-jax .* takes optax.* and none is installed", 'pip install "optax'),
+        ({"ml_dtypes": None}, "takes ml.dtypes.* and none is installed", 'pip install "ml'),
+        ({"numpy": "1.26.4"}, "numpy>=2.0, .* more, and 1.26.4 is", 'pip install "numpy>=2'),
     ],
 )
 def test_versions_that_do_not_fit_are_told_with_what_to_install(changed, what, mend):
@@ -134,8 +140,25 @@ def test_it_runs_where_jax_cannot_be_imported(tmp_path, root):
     assert "holds jaxlib in the versions 0.4.0 and 0.5.0" in texts
     (imported,) = by_part["devices"]
     assert imported.what == "ImportError: jaxlib is broken"
-    assert imported.mend.startswith('pip install --force-reinstall --no-deps "jax')
+    assert imported.mend == "the commands above, first"
     assert not by_part["dataset"]  # which needs no JAX
+
+
+def test_what_an_error_was_raised_in_is_to_be_installed_anew():
+    with pytest.raises(ValueError, match="at least one") as refused:
+        np.concatenate([])
+    exact = f'"numpy=={INSTALLED["numpy"].version}"'
+    assert versions.reinstall(refused.value) in (
+        "",
+        f"pip install --force-reinstall --no-deps {exact}",
+    )
+    for line, name in (
+        ("from numpy import nothing_of_this_name", exact),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+    ):
+        with pytest.raises(ImportError) as refused:
+            exec(line)
+        assert versions.reinstall(refused.value).endswith(name)
 
 
 # ---- devices
@@ -268,6 +291,20 @@ def a_damaged_mask(folder):
     (folder / "labels/train/0001.png").write_bytes(b"<html>")
 
 
+def a_missing_mask(folder):
+    own_data.write(folder, [MASK] * 3)
+    for i, path in enumerate(sorted((folder / "images/train").iterdir())):
+        Image.new("RGB", (4, 3), (i, 5, 9)).save(path)
+    (folder / "labels/train/0001.png").unlink()
+
+
+def copies_in_folders(folder):
+    for kind in ("images", "labels"):
+        for name in "ab":
+            (folder / kind / "train" / name).mkdir()
+            shutil.copy(folder / kind / "train/0000.png", folder / kind / "train" / name)
+
+
 def masks_folder(folder):
     (folder / "labels").rename(folder / "masks")
     (folder / "images/val").rename(folder / "images/validation")
@@ -292,6 +329,8 @@ def splits_first(folder):
         (turned_photos, "error", "2 of 2 masks lie as the photo does before its EXIF data"),
         (another_size, "error", "1 of 3 masks have another size and shape"),
         (copies, "warning", "1 photos are copies of others"),
+        (copies_in_folders, "warning", "2 photos are copies of others"),
+        (a_missing_mask, "error", "1 of 6 photos and masks are missing"),
         (a_val_photo_in_train, "error", "1 photos to train on are in val too, byte for byte"),
         (a_truncated_photo, "error", "0001.png cannot be used"),
         (a_damaged_mask, "error", "0001.png cannot be used"),
@@ -307,6 +346,7 @@ def test_what_is_wrong_is_found_and_its_command_mends_it(root, damage, severity,
     commands = [f.mend for f in told if f.mend and f.mend != "the command above"]
     for line in commands:
         shell(line, root)
+    assert commands
     told = bad(dataset.look("folder", root, every=True))
     # what is of no class now is not of the last one either
     assert [f for f in told if "there is no pixel of" not in f.what] == []
@@ -402,6 +442,71 @@ def one_too_high_to_the_last(home):
 
 def train_ids_named_ids(home):
     every_mask(home, "gtFine", lambda mask: np.where(mask < 19, mask, 255).astype(np.uint8))
+
+
+def test_the_root_that_was_meant_is_named(root):
+    for given in (root.parent, root / "images", root / "images/train"):
+        told = bad(dataset.look("folder", given, every=True))
+        assert told[0].mend == f"--root={root}, and in a training --config.data.root={root}"
+        assert {finding.severity for finding in told} == {"error"}
+
+
+def test_a_contact_sheet_shows_photos_and_masks(root, tmp_path):
+    own_data.write(root, [np.repeat(MASK, 2, axis=1)], split="val")
+    (root / "images/train/0000.png").write_bytes(b"no picture")
+    found = dataset.look("folder", root, every=False, contact_sheet=tmp_path / "sheet.png")
+    assert "sheet.png: 3 photos and masks" in found[-1].what
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    half = sheet.shape[1] // 2
+    # the newest photo of val is all of its one colour, on the left and nowhere on the right
+    (wanted,) = np.unique(
+        np.asarray(Image.open(root / "images/val/0000.png")).reshape(-1, 3), axis=0
+    )
+    assert (sheet[:, :half] == wanted).all(-1).sum() > 1000
+    assert not (sheet[:, half:] == wanted).all(-1).any()
+    nothing = dataset.look("folder", tmp_path / "no", every=False, contact_sheet=tmp_path / "b.png")
+    assert "was not written" in nothing[-1].what
+    assert not (tmp_path / "b.png").exists()
+
+
+# ---- models
+
+
+def test_the_packaged_model_is_described_tried_and_usable():
+    told = model.look("shapes")
+    assert bad(told) == []
+    text = " ".join(finding.what for finding in told)
+    assert "trained inductive on shapes, 20 classes: plain red disc" in text
+    assert "tokenizer fits" in text
+    assert "a small picture was segmented" in text
+    lines = [finding.mend for finding in told if finding.mend]
+    predicted, evaluated, transductive = lines
+    assert predicted.endswith("-m otseg_jax.predict PHOTO --model=shapes")
+    for line in (evaluated, transductive):
+        argv = shlex.split(line)[2:]
+        _, config = cli.parse(argv, flags_of_main())
+        options = build.settings_of(config)
+        assert restore.find(options.init_from).spec.dataset == options.data.dataset == "shapes"
+        assert build.open_clip(options).clip.fingerprint
+
+
+def flags_of_main():
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "", flag_values=values)
+    for name in ("workdir", "mode"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    return values
+
+
+def test_a_model_without_its_tokenizer_is_told_and_mended(tmp_path):
+    found = pretrained.read(model.SHIPPED_AT)
+    pretrained.write(tmp_path / "m", found)
+    shutil.rmtree(tmp_path / "m/tokenizer")
+    (finding,) = bad(model.look(str(tmp_path / "m")))
+    assert finding.what.startswith("only its own classes can be asked for: no tokenizer beside")
+    argv = shlex.split(finding.mend)[3:]
+    convert(*argv[:2], hints=Hints(tokenizer=argv[2].partition("=")[2]))
+    assert bad(model.look(argv[1])) == []
 
 
 FLAGS = {"--config.data.augmented=False", "--config.data.raw_ids=True"}

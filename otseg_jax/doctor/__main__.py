@@ -61,7 +61,7 @@ def work() -> None:
     looks = [("devices", _devices, True), ("dataset", _dataset, FLAGS.root)]
     for name, look, wanted in [*looks, ("model", _model, FLAGS.model)]:
         if wanted:
-            found[name] = _survive(look)
+            found[name] = _survive(look, findings.count(found, "error") > 0)
     print(findings.to_json(found) if FLAGS.json else findings.to_text(found))
     if findings.count(found, "error"):
         sys.exit(1)
@@ -82,13 +82,19 @@ def _dataset() -> list[Finding]:
 
 
 def _model() -> list[Finding]:
+    from otseg_jax import compile_cache
     from otseg_jax.doctor import model
 
+    compile_cache.keep(compile_cache.FOLDER)
     return model.look(FLAGS.model)
 
 
-def _survive(look: Callable[[], list[Finding]]) -> list[Finding]:
-    """What was found, or the error that it ended with: the rest is to be looked at all the same."""
+def _survive(look: Callable[[], list[Finding]], told: bool) -> list[Finding]:
+    """What was found, or the error that it ended with: the rest is to be looked at all the same.
+
+    Args:
+        told: errors were found before, of which this may be the consequence.
+    """
     try:
         return look()
     except Exception as error:  # a broken installation raises any type
@@ -96,7 +102,8 @@ def _survive(look: Callable[[], list[Finding]]) -> list[Finding]:
         if isinstance(error, ValueError | OSError) and cli.is_ours(error):
             return [Finding("error", said)]
         traceback.print_exc()
-        return [Finding("error", f"{type(error).__name__}: {said}", versions.reinstall(error))]
+        mend = "the commands above, first" if told else versions.reinstall(error)
+        return [Finding("error", f"{type(error).__name__}: {said}", mend)]
 
 
 if __name__ == "__main__":

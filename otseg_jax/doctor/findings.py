@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 Severity = Literal["ok", "note", "warning", "error"]
+BAD = ("warning", "error")
 
 
 class Finding(NamedTuple):
@@ -41,7 +42,7 @@ def to_text(found: Findings) -> str:
         lines.append(name)
         for severity, what, mend in part:
             lines.append(f"  {severity:8}{what}")
-            lines += [f"  {'':8}mend: {mend}"] * bool(mend)
+            lines += [f"  {'':8}{'mend: ' * (severity in BAD)}{mend}"] * bool(mend)
     errors, warnings = count(found, "error"), count(found, "warning")
     lines.append(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     return "\n".join(lines)

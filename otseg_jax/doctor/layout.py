@@ -96,25 +96,36 @@ def _mend(dataset: str, root: Path, name: str) -> str:
     """The command that lets a split be indexed, where one is known."""
     if not root.is_dir():
         return ""
-    return (
-        _held_out(root)
-        or (_renamed(root) if dataset == "folder" else "")
-        or _elsewhere(dataset, root, name)
-    )
+    own = (_renamed(root) or _without_mask(root, name)) if dataset == "folder" else _held_out(root)
+    return own or _elsewhere(dataset, root, name)
 
 
 def _held_out(root: Path) -> str:
     """Take what the validation list holds off the lists to train on."""
-    for held_out in sorted(root.glob("**/ImageSets/Segmentation*/val.txt")):
-        photos = [file.stem for file in (held_out.parents[2] / "JPEGImages").glob("*.jpg")]
-        others = [held_out.with_name(name) for name in ("train.txt", "aug.txt", "trainaug.txt")]
-        with contextlib.suppress(ValueError, OSError):
-            val = {*lists.read_names(held_out, photos)}
-            listed = {file: {*lists.read_names(file, photos)} for file in others if file.is_file()}
-            if leaked := [file for file, names in listed.items() if names & val]:
-                names = sorted({name for file in leaked for name in listed[file] & val})
-                return mends.take_off(leaked, names[: mends.MOST])
+    for home in (root, *root.glob("*/"), *root.glob("*/*/")):
+        if not (home / "JPEGImages").is_dir():
+            continue
+        photos = [file.stem for file in (home / "JPEGImages").glob("*.jpg")]
+        for held_out in (*sorted(home.glob("ImageSets/Segmentation*/val.txt")), home / "val.txt"):
+            others = [held_out.with_name(f"{name}.txt") for name in ("train", "aug", "trainaug")]
+            with contextlib.suppress(ValueError, OSError):
+                val = {*lists.read_names(held_out, photos)}
+                read = {file: lists.read_names(file, photos) for file in others if file.is_file()}
+                if leaked := [file for file, names in read.items() if val & {*names}]:
+                    names = sorted({name for file in leaked for name in read[file]} & val)
+                    return mends.take_off(leaked, names[: mends.MOST])
     return ""
+
+
+def _without_mask(root: Path, name: str) -> str:
+    """Take away the photos of one's own that have no mask, where most have one."""
+    folder, masks = root / "images" / name, root / "labels" / name
+    if not (folder.is_dir() and masks.is_dir()):
+        return ""
+    photos = [path for path in sorted(folder.glob("*")) if path.suffix.lower() in lists.PHOTOS]
+    labelled = {lists.plain(path.stem) for path in masks.glob("*")}
+    alone = [path for path in photos if lists.plain(path.stem) not in labelled]
+    return mends.put_away(alone, folder) if alone and 2 * len(alone) < len(photos) else ""
 
 
 def _renamed(root: Path) -> str:

@@ -62,13 +62,19 @@ def leave_out(split: Folder, pairs: Sequence[tuple[Path, Path]]) -> str:
     if split.home.name == "JPEGImages":
         listed = (split.home.parent / "ImageSets").glob("Segmentation*/*.txt")
         return take_off(sorted(listed), [photo.stem for photo, _ in pairs])
-    parts = []
-    for folder, files in (
-        (split.home, [photo for photo, _ in pairs]),
-        (pairs[0][1].parent, [mask for _, mask in pairs]),
-    ):
-        away = _quoted(folder.with_name(f"{folder.name}_left_out"))
-        parts.append(f"mkdir -p {away} && mv {' '.join(map(_quoted, files))} {away}")
+    photo, mask = pairs[0]
+    inside = len(photo.parent.relative_to(split.home).parts)  # folders of photos and of masks agree
+    photos, masks = zip(*pairs, strict=True)
+    return f"{put_away(photos, split.home)} && {put_away(masks, mask.parents[inside])}"
+
+
+def put_away(files: Sequence[Path], home: Path) -> str:
+    """Move files of a folder into one beside it."""
+    away, parts = home.with_name(f"{home.name}_left_out"), []
+    for folder in dict.fromkeys(file.parent for file in files[:MOST]):
+        dest = _quoted(away / folder.relative_to(home))
+        own = " ".join(_quoted(file) for file in files[:MOST] if file.parent == folder)
+        parts.append(f"mkdir -p {dest} && mv {own} {dest}")
     return " && ".join(parts)
 
 

@@ -1,14 +1,20 @@
 """What a model is, whether its parts fit, and what it can be used for."""
 
+from pathlib import Path
+
 import numpy as np
 
-from otseg_jax import cli, paths
+from otseg_jax import cli, paths, text
+from otseg_jax.checkpoints import restore
 from otseg_jax.data import shapes
 from otseg_jax.data.lists import some
 from otseg_jax.doctor import layout
 from otseg_jax.doctor.findings import Finding
 from otseg_jax.predict import Segmenter, load
+from otseg_jax.predict.__main__ import BETTER
 from otseg_jax.predict.loading import SHIPPED, SHIPPED_AT
+from otseg_jax.weights import hub
+from otseg_jax.weights import source as sources
 
 WORDS = ["cat", "grass", "sky"]
 
@@ -18,7 +24,7 @@ def look(source: str) -> list[Finding]:
     with layout.heard() as said:
         segmenter = load(source)
         found = [Finding("ok", line) for line in _about(source, segmenter)]
-        found += [*_words(segmenter), _tried(segmenter)]
+        found += [_words(source, segmenter), _tried(segmenter)]
     uses = [Finding("note", f"it serves to {use}", line) for use, line in _uses(source, segmenter)]
     return [*found, *said, *uses]
 
@@ -40,8 +46,8 @@ def _about(source: str, segmenter: Segmenter) -> list[str]:
     scale = " x ".join(f"{side:g}" for side in spec.scale)
     mean, std = (", ".join(f"{value:.5g}" for value in part) for part in (spec.mean, spec.std))
     lines.append(
-        f"photos within {scale} pixels in windows of {spec.window} every {spec.stride}; "
-        f"less {mean}, through {std}"
+        f"photos within {scale} pixels, windows of {spec.window} every {spec.stride}; mean {mean}; "
+        f"std {std}"
     )
     return lines
 
@@ -54,16 +60,23 @@ def _on_disk(source: str) -> str:
     return f" ({sum(file.stat().st_size for file in files) / 2**20:,.1f} MiB on disk)"
 
 
-def _words(segmenter: Segmenter) -> list[Finding]:
+def _words(source: str, segmenter: Segmenter) -> Finding:
     """Whether other words than its own can be asked."""
     spec, clip = segmenter.spec, segmenter.clip
+    if clip.text_config is None:
+        return Finding("note", "it holds no text tower: only its own classes can be asked for")
     try:
         clip.tokenise(WORDS)
     except (ValueError, OSError) as error:
-        return [Finding("warning", f"only its own classes can be asked for: {error}")]
+        rows = clip.text_config.vocab_size
+        packaged = text.vocabulary_size(hub.find(hub.BUILT_IN, ()))
+        tokenizer = hub.BUILT_IN if rows == packaged else BETTER
+        dest = f"{source.rstrip('/').removesuffix('.pt')}_with_tokenizer"
+        mend = f"python -m otseg_jax.convert {source} {dest} --tokenizer={tokenizer}"
+        return Finding("warning", f"only its own classes can be asked for: {error}", mend)
     if spec.tokenizer_fingerprint not in ("", clip.tokenizer_fingerprint):
-        return [Finding("error", f"{clip.tokenizer} is not the tokenizer it was trained with")]
-    return [Finding("ok", f"tokenizer fits, fingerprint {clip.tokenizer_fingerprint[:12]}")]
+        return Finding("error", f"{clip.tokenizer} is not the tokenizer it was trained with")
+    return Finding("ok", f"tokenizer fits, fingerprint {clip.tokenizer_fingerprint[:12]}")
 
 
 def _tried(segmenter: Segmenter) -> Finding:
@@ -82,35 +95,29 @@ def _tried(segmenter: Segmenter) -> Finding:
 
 def _uses(source: str, segmenter: Segmenter) -> list[tuple[str, str]]:
     """What it can be used for, and the command."""
-    spec = segmenter.spec
-    words = "" if spec.classes else ' --words="cat,sofa|couch,grass"'
-    uses = [("segment photos", f"python -m otseg_jax.predict PHOTO --model={source}{words}")]
-    main = "python -m otseg_jax.main"
+    spec, main = segmenter.spec, "python -m otseg_jax.main"
+    predict = f"python -m otseg_jax.predict PHOTO --model={source}"
     if not spec.classes:
-        protocol = "--config=configs/training_free/voc21.py:naclip --config.data.root=VOCdevkit"
-        clip = f"--config.clip.source={source}"
-        uses.append(
-            ("be evaluated untrained", f"{main} {protocol} {clip} --mode=eval --workdir=runs/voc21")
-        )
-        uses.append(
+        clip = f"--config.data.root=VOCdevkit --config.clip.source={source}"
+        protocol = "--config=configs/training_free/voc21.py:naclip"
+        return [
+            ("segment photos", f'{predict} --words="cat,sofa|couch,grass"'),
             (
-                "train from",
-                f"{main} --config=configs/voc12.py --config.data.root=VOCdevkit {clip} "
-                "--workdir=runs/voc12",
-            )
-        )
-        return uses
-    root = "" if spec.dataset in shapes.WORDS else " --config.data.root=DIR"
-    named = f"--config.data.dataset={spec.dataset}{root} --config.clip.source={spec.clip_source}"
-    config = f"--config=configs/{_config(spec.dataset)}.py"
-    where = f"--config.init_from={paths.local(SHIPPED_AT if source == SHIPPED else source)}"
-    evaluated = (
-        f"{main} {config}:{spec.regime} {named} {where} --mode=eval --workdir=runs/evaluated"
-    )
-    uses.append(("be evaluated, here or on another data set", evaluated))
+                "be evaluated untrained",
+                f"{main} {protocol} {clip} --mode=eval --workdir=runs/voc21",
+            ),
+            ("train from", f"{main} --config=configs/voc12.py {clip} --workdir=runs/voc12"),
+        ]
+    place = paths.local(SHIPPED_AT if source == SHIPPED else source)
+    config = _config(spec.dataset)
+    named = "" if spec.dataset == config else f" --config.data.dataset={spec.dataset}"
+    named += "" if spec.dataset in shapes.WORDS else " --config.data.root=DIR"
+    what = f"{named}{_clip(place)} --config.init_from={place}"
+    evaluated = f"{main} --config=configs/{config}.py:{spec.regime}{what} --mode=eval"
+    uses = [("segment photos", predict), ("be evaluated", f"{evaluated} --workdir=runs/evaluated")]
     if spec.regime == "inductive" and spec.unseen:
-        further = f"{main} {config}:transductive {named} {where} --workdir=runs/transductive"
-        uses.append(("start the transductive half from", further))
+        further = f"{main} --config=configs/{config}.py:transductive{what}"
+        uses.append(("start a transductive run", f"{further} --workdir=runs/transductive"))
     return uses
 
 
@@ -120,3 +127,12 @@ def _config(dataset: str) -> str:
         return "shapes"
     known = cli.CONFIGS is not None and (cli.CONFIGS / f"{dataset}.py").is_file()
     return dataset if known else "folder"
+
+
+def _clip(place: Path) -> str:
+    """The flag of the CLIP that a run was trained with; a model directory holds its own."""
+    run = restore.find(place).settings
+    if run is None:
+        return ""
+    started = run.init_from if run.init_from and sources.is_model(run.init_from) else ""
+    return f" --config.clip.source={started or run.clip.source}"

@@ -7,7 +7,7 @@ import contextlib
 import platform
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from otseg_jax.data import lists
 from otseg_jax.doctor.findings import Finding
 
 OURS = "otseg-jax"
@@ -126,7 +127,7 @@ def check(packages: Mapping[str, Package]) -> list[Finding]:
     Args:
         packages: what is installed, by canonical names; this package must be among them.
     """
-    found = [*_missing_or_unfit(packages), *_unfit_plugins(packages)]
+    found = [*_unmet(packages), *_unfit_plugins(packages)]
     for row in KNOWN_BAD:
         a, b = packages.get(row.package), packages.get(row.other)
         if a and b and _in(a.version, row.versions) and _in(b.version, row.others):
@@ -141,41 +142,43 @@ def _in(version: str, wanted: str | SpecifierSet) -> bool:
     return SpecifierSet(str(wanted)).contains(version, prereleases=True)
 
 
-def _missing_or_unfit(packages: Mapping[str, Package]) -> Iterator[Finding]:
-    """What this package needs, what that needs in turn, and so on."""
+def _unmet(packages: Mapping[str, Package]) -> Iterator[Finding]:
+    """What this package needs, what that needs in turn, and so on; a finding for each package."""
     waiting, seen = [(OURS, frozenset[str]())], set()
+    unmet: dict[str, list[tuple[str, Requirement]]] = defaultdict(list)
     while waiting:
         asker = waiting.pop()
         if asker in seen:
             continue
         seen.add(asker)
         for need in _needs(packages, *asker):
-            name = canonicalize_name(need.name)
-            if name not in packages:
-                what = f"{asker[0]} needs {need.name}, which is not installed"
-                yield Finding("error", what, f'pip install "{_plain(need)}"')
-                continue
-            if not _in(packages[name].version, need.specifier):
-                yield _unfit(packages, asker[0], need)
-            waiting.append((name, frozenset(need.extras)))
+            name = str(canonicalize_name(need.name))
+            if name not in packages or not _in(packages[name].version, need.specifier):
+                unmet[name].append((asker[0], need))
+            if name in packages:
+                waiting.append((name, frozenset(need.extras)))
+    for name, asked in unmet.items():
+        yield _unfit(packages, name, asked)
 
 
-def _unfit(packages: Mapping[str, Package], asker: str, need: Requirement) -> Finding:
-    name = canonicalize_name(need.name)
-    what = (
-        f"{asker} {packages[asker].version} takes {need.name}{need.specifier}, and "
-        f"{packages[name].version} is installed"
+def _unfit(
+    packages: Mapping[str, Package], name: str, asked: Sequence[tuple[str, Requirement]]
+) -> Finding:
+    """A package that is missing, or in a version that those who need it do not take."""
+    wanted = lists.some(
+        [
+            f"{asker} {packages[asker].version} takes {need.name}{need.specifier}"
+            for asker, need in asked
+        ],
+        most=2,
     )
-    mend = f'pip install "{_plain(need)}"'
-    if (asker, name) == ("jax", "jaxlib"):
-        version = packages["jax"].version
-        mend = f'pip install "jax=={version}" "jaxlib{need.specifier}"'
-    return Finding("error", what, mend)
-
-
-def _plain(need: Requirement) -> str:
-    extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
-    return f"{need.name}{extras}{need.specifier}"
+    there = packages[name].version if name in packages else "none"
+    both = ",".join(sorted({str(part) for _, need in asked for part in need.specifier}))
+    extras = ",".join(sorted({extra for _, need in asked for extra in need.extras}))
+    mend = f'pip install "{asked[0][1].name}{f"[{extras}]" * bool(extras)}{both}"'
+    if name == "jaxlib" and "jax" in packages:
+        mend = f'pip install "jax=={packages["jax"].version}" "jaxlib{both}"'
+    return Finding("error", f"{wanted}, and {there} is installed", mend)
 
 
 def _needs(
@@ -194,30 +197,28 @@ def _unfit_plugins(packages: Mapping[str, Package]) -> Iterator[Finding]:
             continue
         extra = plugin.removeprefix("jax-").removesuffix("-plugin").removeprefix("lib")
         for need in _needs(packages, "jax", (extra, f"{extra}-local")):
-            name = canonicalize_name(need.name)
-            if name in packages and not _in(packages[name].version, need.specifier):
-                what = _unfit(packages, "jax", need).what
+            other = canonicalize_name(need.name)
+            if other in packages and not _in(packages[other].version, need.specifier):
                 version = packages["jax"].version
-                yield Finding("error", what, f'pip install --upgrade "jax[{extra}]=={version}"')
+                mend = f'pip install --upgrade "jax[{extra}]=={version}"'
+                yield _unfit(packages, other, [("jax", need)])._replace(mend=mend)
         # CUDA may lie elsewhere (cuda12-local): what is not installed is not missed
         for need in _needs(packages, plugin, ("", "with-cuda")):
-            name = canonicalize_name(need.name)
-            if name in packages and not _in(packages[name].version, need.specifier):
-                yield _unfit(packages, plugin, need)
+            other = canonicalize_name(need.name)
+            if other in packages and not _in(packages[other].version, need.specifier):
+                yield _unfit(packages, other, [(plugin, need)])
 
 
 def reinstall(error: BaseException) -> str:
-    """The command that installs anew what an error was raised in; "" if that is this package."""
-    module = getattr(error, "name", None) if isinstance(error, ImportError) else None
-    frames = [
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    raised_in = [name for name in frames if not name.startswith("importlib")]
-    top = str(module or raised_in[-1]).partition(".")[0]
-    names = metadata.packages_distributions().get(top, [top])
-    if top in ("otseg_jax", "__main__"):
-        return ""
-    return " && ".join(f"pip install --force-reinstall --no-deps {_exact(name)}" for name in names)
+    """The command that installs anew what an error was raised in; "" if that is no library."""
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = [name for name in frames if not name.startswith("importlib")][-1]
+    if isinstance(error, ImportError) and error.name:
+        module = error.name
+    top = module.partition(".")[0]
+    missing = [top] if isinstance(error, ModuleNotFoundError) else []
+    names = metadata.packages_distributions().get(top, missing) if top != "otseg_jax" else []
+    return " && ".join(f"pip install --force-reinstall --no-deps {_exact(n)}" for n in {*names})
 
 
 def _exact(name: str) -> str:
