@@ -103,7 +103,7 @@ def test_the_libraries_of_a_plugin_are_looked_at_where_they_are_installed():
     assert finding.mend == 'pip install "nvidia-cudnn-cu12<10.0,>=9.8"'
 
 
-def environment(folder, *, version="", files=()):
+def environment(folder, *, files=()):
     """A folder of packages that comes before those of this environment."""
     for name, text in dict(files).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +165,21 @@ def test_what_an_error_was_raised_in_is_to_be_installed_anew():
 
 
 def test_products_are_right_and_timed():
-    single, half, *_ = devices.multiplied(0.01)
+    about, single, half, *_ = devices.look(Hardware(), seconds=0.02)
+    assert about.what.startswith("cpu: ")
     assert single.what.startswith("float32: ")
     assert half.what.startswith("bfloat16: ")
-    assert {single.severity, half.severity} == {"ok"}
+    assert {about.severity, single.severity, half.severity} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("XLA_FLAGS", "--no_such_flag"), ("JAX_PLATFORMS", "tpu")]
+)
+def test_it_outlives_what_ends_a_process_that_starts_jax(tmp_path, name, value):
+    status, told = doctor({**environment(tmp_path), name: value})
+    (finding,) = told["devices"]
+    assert (status, told["errors"], finding["severity"]) == (1, 1, "error")
+    assert finding["mend"] == f"unset {name}"
 
 
 def test_an_accelerator_that_jax_overlooks_is_told(tmp_path, monkeypatch):

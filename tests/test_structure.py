@@ -109,9 +109,9 @@ LATE = {
     "predict.segmentation.to_supervision",
     "__init__.__getattr__",
     # the doctor has to say what is wrong where these cannot be imported
-    "doctor.__main__._devices",
-    "doctor.__main__._dataset",
-    "doctor.__main__._model",
+    "doctor.parts.devices",
+    "doctor.parts.dataset",
+    "doctor.parts.model",
 }
 
 

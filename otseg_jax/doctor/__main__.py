@@ -13,14 +13,13 @@ status is 1 where an error was found.
 """
 
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from otseg_jax import cli
-from otseg_jax.doctor import findings, versions
-from otseg_jax.doctor.findings import Finding
+from otseg_jax.doctor import findings, parts, versions
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
@@ -58,52 +57,16 @@ def work() -> None:
     """Look at all that was asked for; SystemExit with 1 where an error was found."""
     packages, twice = versions.installed()
     found = {"versions": [*versions.check(packages), *twice]}
-    looks = [("devices", _devices, True), ("dataset", _dataset, FLAGS.root)]
-    for name, look, wanted in [*looks, ("model", _model, FLAGS.model)]:
-        if wanted:
-            found[name] = _survive(look, findings.count(found, "error") > 0)
+    data = (FLAGS.dataset, FLAGS.root, FLAGS.all, FLAGS.contact_sheet)
+    wanted: list[tuple[Any, ...]] = [(parts.devices,)]
+    wanted += [(parts.dataset, *data)] * bool(FLAGS.root)
+    wanted += [(parts.model, FLAGS.model)] * bool(FLAGS.model)
+    for look, *given in wanted:
+        told = findings.count(found, "error") > 0
+        found[look.__name__] = parts.apart(look, *given, told=told)
     print(findings.to_json(found) if FLAGS.json else findings.to_text(found))
     if findings.count(found, "error"):
         sys.exit(1)
-
-
-def _devices() -> list[Finding]:
-    from otseg_jax.doctor import devices
-
-    return devices.look(devices.hardware())
-
-
-def _dataset() -> list[Finding]:
-    from otseg_jax.doctor import dataset
-
-    return dataset.look(
-        FLAGS.dataset, FLAGS.root, every=FLAGS.all, contact_sheet=FLAGS.contact_sheet
-    )
-
-
-def _model() -> list[Finding]:
-    from otseg_jax import compile_cache
-    from otseg_jax.doctor import model
-
-    compile_cache.keep(compile_cache.FOLDER)
-    return model.look(FLAGS.model)
-
-
-def _survive(look: Callable[[], list[Finding]], told: bool) -> list[Finding]:
-    """What was found, or the error that it ended with: the rest is to be looked at all the same.
-
-    Args:
-        told: errors were found before, of which this may be the consequence.
-    """
-    try:
-        return look()
-    except Exception as error:  # a broken installation raises any type
-        said = " ".join(str(error).split())
-        if isinstance(error, ValueError | OSError) and cli.is_ours(error):
-            return [Finding("error", said)]
-        traceback.print_exc()
-        mend = "the commands above, first" if told else versions.reinstall(error)
-        return [Finding("error", f"{type(error).__name__}: {said}", mend)]
 
 
 if __name__ == "__main__":

@@ -18,17 +18,26 @@ def look(
     Args:
         every: read all of them; else a sample.
         contact_sheet: picture to write, "" for none.
+
+    Raises:
+        ValueError: the picture cannot be written there.
     """
+    if contact_sheet:
+        sheet.check_writable(contact_sheet)
     splits, found = layout.open_splits(dataset, root)
     sample, threads = 0 if every else inspect.SAMPLE, os.cpu_count() or 1
     for name, split in splits.items():
         size, unseen = len(split.vocabulary), split.vocabulary.unseen
         # every class is asked for its pixels, whatever regime is to come
         regime = regimes.resolve("supervised", num_classes=size, unseen=unseen)
-        learnt = regime if name == "train" else None
-        for called, part in _parts(name, split):
-            counted = inspect.inspect(part, learnt, sample=sample, threads=threads)
-            found += masks.judge(dataset, called, part, counted)
+        parts = _parts(name, split)
+        learnt = regime if name == "train" and len(parts) == 1 else None
+        counted = []
+        for called, part in parts:
+            counted.append(inspect.inspect(part, learnt, sample=sample, threads=threads))
+            found += masks.judge(dataset, called, part, counted[-1])
+        if learnt is None:
+            found += masks.absent(name, split, counted)
         found += photos.readable(name, split, sample, threads)
         found += photos.sizes(name, split, sample, threads)
     if splits:

@@ -50,7 +50,10 @@ def hardware(system: Path = Path("/")) -> Hardware:
 def look(there: Hardware, *, seconds: float = 2.0) -> list[Finding]:
     """The devices that JAX sees, and products of matrices on the first of them."""
     with _warnings_of_jax() as said:
-        devices = jax.devices()
+        try:
+            devices = jax.devices()
+        except RuntimeError as error:
+            return [Finding("error", " ".join(str(error).split()), _start())]
     found = [Finding("warning", line) for line in said]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kinds = [f"{device.device_kind}{_memory(device)}" for device in devices]
@@ -58,7 +61,19 @@ def look(there: Hardware, *, seconds: float = 2.0) -> list[Finding]:
     about = f"{devices[0].platform}: {shown}; {cores} CPU cores{_host_memory()}"
     found.append(Finding("ok", about))
     found += overlooked(there, {device.platform for device in devices}, os.environ)
-    return [*found, *multiplied(seconds / 2)]
+    try:
+        return [*found, *multiplied(seconds / 2)]
+    except RuntimeError as error:  # XLA's own type
+        what = f"a product of matrices failed: {' '.join(str(error).split())[:300]}"
+        return [*found, Finding("error", what, "nvidia-smi  # lists who holds the memory")]
+
+
+def _start() -> str:
+    """What lets JAX start where none of the devices that were asked for can be had."""
+    if "JAX_PLATFORMS" in os.environ:
+        return "unset JAX_PLATFORMS"
+    # one process at a time has a TPU
+    return "lsof -w /dev/accel* /dev/vfio/*  # lists who holds the device; end that first"
 
 
 def overlooked(there: Hardware, seen: set[str], environ: Mapping[str, str]) -> list[Finding]:

@@ -38,7 +38,9 @@ def open_splits(dataset: str, root: str | Path) -> tuple[dict[str, Folder], list
     for name in SPLITS:
         with heard() as said:
             split, told = _open(dataset, root, name)
-        found += [*said, *told]
+        # what is wrong with the root itself is said once
+        known = {finding.what.partition(": ")[2] for finding in found}
+        found += [f for f in (*said, *told) if f.what.partition(": ")[2] not in known]
         if split is not None:
             splits[name] = split
             full = ", as published" * (len(split) == PUBLISHED.get(dataset, {}).get(name))

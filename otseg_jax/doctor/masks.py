@@ -4,6 +4,7 @@
 those of other classes; what is told here of such is by how often each value occurs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,18 @@ def judge(dataset: str, name: str, split: Folder, found: inspect.Findings) -> li
     return [Finding("note" if told else "ok", f"{name}: {looked} masks read, {span}"), *told]
 
 
+def absent(name: str, split: Folder, counted: Sequence[inspect.Findings]) -> list[Finding]:
+    """The classes that no mask of a split holds, where all were read and none is wrong."""
+    pixels = sum((found.pixels for found in counted), np.zeros(len(split.vocabulary), np.int64))
+    if any(found.problems or found.masks < found.total for found in counted) or not pixels.any():
+        return []
+    if not (names := [split.vocabulary.names[k] for k in np.flatnonzero(pixels == 0)]):
+        return []
+    if name == "train":
+        return [Finding("warning", f"{name}: in the masks there is no pixel of {some(names)}")]
+    return [Finding("note", f"{name}: no pixel of {some(names)}: tables have no IoU for them")]
+
+
 def _replace_what(finding: Finding, name: str) -> Finding:
     return finding._replace(what=f"{name}: {finding.what}")
 
@@ -53,11 +66,6 @@ def _sums(name: str, split: Folder, found: inspect.Findings) -> list[Finding]:
     if pixels and 0.95 < found.ignored / pixels < 1:
         what = f"{name}: {found.ignored / pixels:.1%} of the pixels are of no class"
         told.append(Finding("warning", f"{what}: is the rest meant to be a class?"))
-    absent = [split.vocabulary.names[k] for k in np.flatnonzero(found.pixels == 0)]
-    # of what is trained on it is said already
-    if absent and found.masks == found.total and name == "val" and found.pixels.any():
-        what = f"{name}: no pixel of {some(absent)}: tables have no IoU for them"
-        told.append(Finding("note", what))
     return told
 
 

@@ -62,8 +62,7 @@ def sizes(name: str, split: Folder, sample: int, threads: int) -> list[Finding]:
     for kind, (how, mend) in mended.items():
         if wrong := by_kind[kind]:
             shown = some([mask for _, mask in wrong], most=3)
-            again = f" ({mends.MOST} at a time)" * (len(wrong) > mends.MOST)
-            what = f"{name}: {len(wrong)} of {len(pairs):,} masks {how}{again}: {shown}"
+            what = f"{name}: {len(wrong)} of {len(pairs):,} masks {how}{_again(wrong)}: {shown}"
             found.append(Finding("error", what, mend(wrong)))
     return found or [Finding("ok", f"{name}: {len(pairs):,} masks have the size of their photos")]
 
@@ -112,17 +111,23 @@ def doubled(splits: Mapping[str, Folder]) -> list[Finding]:
         leaked = [photo for group in across for photo in group]
         what = (
             f"{len(leaked)} photos to train on are in val too, byte for byte, so that val is no "
-            f"test: {some(leaked, most=3)}"
+            f"test{_again(leaked)}: {some(leaked, most=3)}"
         )
         found.append(Finding("error", what, _left_out(leaked, place)))
     for name, groups in inside.items():
         extra = [photo for group in groups for photo in group[1:]]
         masks = [{place[photo][2].read_bytes() for photo in group} for group in groups]
-        what = f"{name}: {len(extra)} photos are copies of others: {groups[0][1]} of {groups[0][0]}"
+        example = f"{groups[0][1]} of {groups[0][0]}"
+        what = f"{name}: {len(extra)} photos are copies of others{_again(extra)}: {example}"
         if differ := sum(len(kinds) > 1 for kinds in masks):
             what += f"; the masks of {differ} are not the same"
         found.append(Finding("warning", what, _left_out(extra, place)))
     return found or [Finding("ok", f"{len(place):,} photos, none there twice")]
+
+
+def _again(files: Sequence[object]) -> str:
+    """That a command names some of the files only."""
+    return f" (the command is of {mends.MOST}: do all of this again)" * (len(files) > mends.MOST)
 
 
 def _left_out(photos: Sequence[Path], place: Mapping[Path, tuple[str, Folder, Path]]) -> str:

@@ -4,12 +4,21 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from otseg_jax import paths
 from otseg_jax.data.folders import Folder
 from otseg_jax.doctor.findings import Finding
 from otseg_jax.evaluation import figures
 
 ROWS = 4  # of each split
 SIDE = 512  # pixels: a column of the sheet has fewer
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse, with a ValueError, a place where no picture can be written."""
+    place = paths.local(path)
+    if place.is_dir():
+        raise ValueError(f"--contact_sheet={path} is a folder; name a file in it, as {path}/a.png")
+    paths.check_writable(place.parent, flag="--contact_sheet")
 
 
 def write(path: str | Path, splits: Iterable[Folder]) -> Finding:

@@ -155,7 +155,7 @@ def _unmet(packages: Mapping[str, Package]) -> Iterator[Finding]:
             name = str(canonicalize_name(need.name))
             if name not in packages or not _in(packages[name].version, need.specifier):
                 unmet[name].append((asker[0], need))
-            if name in packages:
+            else:
                 waiting.append((name, frozenset(need.extras)))
     for name, asked in unmet.items():
         yield _unfit(packages, name, asked)
