@@ -12,9 +12,8 @@ if sys.argv[:1] == ["-m"]:
 
     cli.check_command(sys.orig_argv[-len(sys.argv)].removeprefix("-m"))
 
-from otseg_jax.ot.sinkhorn import mps, sinkhorn
-
 if TYPE_CHECKING:
+    from otseg_jax.ot.sinkhorn import mps, sinkhorn
     from otseg_jax.predict import load
 
 # transformers reads tokenizers here, which need no PyTorch
@@ -25,9 +24,14 @@ __all__ = ["__version__", "load", "mps", "sinkhorn"]
 
 
 def __getattr__(name: str) -> Any:
-    # `load` brings transformers, grain and orbax: seconds that `mps` alone should not cost
+    # `load` brings transformers, grain and orbax: seconds that `mps` alone should not cost; and
+    # otseg_jax.doctor runs where JAX cannot be imported
     if name == "load":
         from otseg_jax.predict import load
 
         return load
+    if name in __all__:
+        from otseg_jax.ot import sinkhorn as solver
+
+        return getattr(solver, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

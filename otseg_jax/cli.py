@@ -25,6 +25,7 @@ COMMANDS = {
     "otseg_jax.predict": "segments photos by words",
     "otseg_jax.convert": "reads and writes weights of other programs, and checks them",
     "otseg_jax.demo": "serves a page for photos and words",
+    "otseg_jax.doctor": "says what is wrong with an installation, a data set or a model",
 }
 
 

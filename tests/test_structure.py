@@ -22,7 +22,7 @@ LADDER = [
     {"build"},
     {"evaluation", "convert"},
     {"training", "predict"},
-    {"main", "demo", "__main__"},
+    {"main", "demo", "doctor", "__main__"},
 ]
 STEP = {room: step for step, rooms in enumerate(LADDER) for room in rooms}
 
@@ -104,12 +104,16 @@ def test_libraries_that_stay_outside(rooms, outside):
         assert not libraries(MODULES[name]) & outside, name
 
 
-# torch and supervision, optional extras; and `load`, so that `mps` alone stays quick to import
+# torch and supervision, optional extras; `load`, so that `mps` alone stays quick to import
 LATE = {
     "convert.verify._by_torch",
     "demo.__main__._serve",
     "predict.segmentation.to_supervision",
     "__init__.__getattr__",
+    # the doctor has to say what is wrong where these cannot be imported
+    "doctor.parts.devices",
+    "doctor.parts.dataset",
+    "doctor.parts.model",
 }
 
 

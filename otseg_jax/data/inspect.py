@@ -40,6 +40,7 @@ class Findings:
         values: pixels of each value in the files.
         wrong: pixels of each value that means nothing.
         files: masks that hold such values.
+        unreadable: masks that cannot be read.
         problems: why a run would fail or learn nothing, so that it should stop.
         doubts: what looks like a mistake, so that a person should be told.
     """
@@ -51,6 +52,7 @@ class Findings:
     values: Counter[int] = field(default_factory=Counter)
     wrong: Counter[int] = field(default_factory=Counter)
     files: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
@@ -142,7 +144,7 @@ def _read(split: Folder | Shapes, i: int) -> _Mask:
         photo = split.images[i]
         decode.check_sizes(file, values.shape, photo, decode.size(photo))
     except (ValueError, OSError) as error:
-        return _Mask(np.zeros(classes, np.int64), problem=str(error))
+        return _Mask(np.zeros(classes, np.int64), file=str(file), problem=str(error))
     ids, counts = table[values], np.bincount(values.ravel(), minlength=len(table))
     held = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     wrong = {value: n for value, n in held.items() if table[value] == codings.MEANINGLESS}
@@ -157,6 +159,7 @@ def _add(found: Findings, mask: _Mask) -> None:
     found.values.update(mask.values)
     found.wrong.update(mask.wrong)
     found.files += [mask.file] * bool(mask.wrong)
+    found.unreadable += [mask.file] * bool(mask.problem)
     found.problems += [mask.problem] * bool(mask.problem)
 
 

@@ -25,8 +25,9 @@ LOGGER = logging.getLogger(__name__)
 Image3 = UInt8[np.ndarray, "h w 3"]
 LabelMap = Integer[np.ndarray, "h w"]
 Palette = Sequence[tuple[int, int, int]]
-# photo, truth, prediction; sizes are left open: `panel` says which row has arrays of several sizes
-Row = tuple[UInt8[np.ndarray, "_ _ 3"], Integer[np.ndarray, "_ _"], Integer[np.ndarray, "_ _"]]
+# photo, truth, and prediction if there is one; sizes are left open: `panel` says which row has
+# arrays of several sizes
+Row = tuple[UInt8[np.ndarray, "_ _ 3"], *tuple[Integer[np.ndarray, "_ _"], ...]]
 
 IGNORE_COLOUR = (255, 255, 255)
 MOST_NAMES = 40  # in a legend
@@ -37,6 +38,7 @@ _CHARTS = (
     ("learning rate", "", ("learning_rate",)),
     ("mIoU", "%", ("miou_seen", "miou_unseen", "hiou")),
 )
+_TITLES = ("photo", "truth", "prediction")
 _COLUMNS = 4  # of a legend
 _ALPHA, _FAINT_ALPHA, _PALE = 0.8, 0.22, 0.5
 _INK, _FAINT = "#2b2d33", "#b9bdc6"
@@ -100,26 +102,29 @@ def label_png(path: str | Path, label: LabelMap, palette: Palette) -> None:
 def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None:
     """Write photos beside their truth and their prediction, with a legend of the classes shown.
 
-    The legend names the `MOST_NAMES` classes of the largest area, unseen ones last, in italics and
-    starred. Where the truth is ignored, truth shows the photo paled and the prediction is faint,
-    because it is not scored there. Sizes may differ from row to row.
+    All rows have predictions, or none has. The legend names the `MOST_NAMES` classes of the largest
+    area, unseen ones last, in italics and starred. Where the truth is ignored, truth shows the
+    photo paled and the prediction is faint, because it is not scored there. Sizes may differ from
+    row to row.
 
     Raises:
         ValueError: no rows, or a row whose arrays differ in size or hold other ids; all in one.
     """
     _check_rows(rows, vocabulary)
-    classes = _shown(rows)
+    classes, columns = _shown(rows), len(rows[0])
     width, head = 8.2, 0.36  # inches
-    heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
+    heights = [row[0].shape[0] / row[0].shape[1] for row in rows]
     marked = not set(classes[:MOST_NAMES]).isdisjoint(vocabulary.unseen)
     entries = min(len(classes), MOST_NAMES + 1)  # the last one counts the rest
     foot = 0.19 * (math.ceil(entries / _COLUMNS) + marked) + 0.22
-    height = head + sum(heights) * width / 3 + foot
+    height = head + sum(heights) * width / columns + foot
     figure = Figure(figsize=(width, height), facecolor="white")
     spacing = {"left": 0.012, "right": 0.988, "wspace": 0.03, "hspace": 0.03}
     spacing |= {"bottom": foot / height, "top": 1 - head / height}
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights, gridspec_kw=spacing)
-    for axes, title in zip(grid[0], ("photo", "truth", "prediction"), strict=True):
+    grid = figure.subplots(
+        len(rows), columns, squeeze=False, height_ratios=heights, gridspec_kw=spacing
+    )
+    for axes, title in zip(grid[0], _TITLES, strict=False):
         axes.set_title(title, fontsize=11)
     tiles = [tile for row in rows for tile in _tiles(row, vocabulary.palette)]
     for axes, tile in zip(grid.flat, tiles, strict=True):
@@ -195,8 +200,10 @@ def _blend(image: np.ndarray, colour: np.ndarray, weight: np.ndarray | float) ->
 
 def _check_rows(rows: Sequence[Row], vocabulary: Vocabulary) -> None:
     problems = [] if rows else ["no rows"]
-    for number, (image, truth, prediction) in enumerate(rows):
-        for name, label in (("truth", truth), ("prediction", prediction)):
+    if len({len(row) for row in rows}) > 1:
+        problems.append("some rows have no prediction")
+    for number, (image, *labels) in enumerate(rows):
+        for name, label in zip(_TITLES[1:], labels, strict=False):
             if label.shape != (size := image.shape[:2]):
                 problems.append(f"row {number}: {name} is {label.shape}, the photo {size}")
             if unknown := _unknown(label, len(vocabulary)):
@@ -208,18 +215,22 @@ def _check_rows(rows: Sequence[Row], vocabulary: Vocabulary) -> None:
 
 def _shown(rows: Sequence[Row]) -> list[int]:
     """The classes of any truth, or of a prediction where it is scored, the largest area first."""
-    labels = [a.ravel() for _, truth, guess in rows for a in (truth, guess[truth != IGNORE])]
+    labels = []
+    for _, *(truth, *guesses) in rows:
+        labels += [truth.ravel(), *(guess[truth != IGNORE] for guess in guesses)]
     ids, areas = np.unique(np.concatenate(labels), return_counts=True)
     return [k for k in ids[np.argsort(-areas, kind="stable")].tolist() if k != IGNORE]
 
 
 def _tiles(row: Row, palette: Palette) -> tuple[np.ndarray, ...]:
-    image, truth, prediction = row
+    image, *(truth, *predictions) = row
     unscored = (truth == IGNORE)[..., None]
     backdrop = np.where(unscored, _blend(image, np.full_like(image, 255), _PALE), image)
-    faint = overlay(backdrop, prediction, palette, alpha=_FAINT_ALPHA)
-    wanted, guess = (overlay(backdrop, a, palette, alpha=_ALPHA) for a in (truth, prediction))
-    return image, wanted, np.where(unscored, faint, guess)
+    tiles = [image, overlay(backdrop, truth, palette, alpha=_ALPHA)]
+    for guess in predictions:
+        faint = overlay(backdrop, guess, palette, alpha=_FAINT_ALPHA)
+        tiles.append(np.where(unscored, faint, overlay(backdrop, guess, palette, alpha=_ALPHA)))
+    return tuple(tiles)
 
 
 def _draw_legend(figure: Figure, classes: list[int], vocabulary: Vocabulary, top: float) -> None:
