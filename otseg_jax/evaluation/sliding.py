@@ -6,6 +6,7 @@ hold windows of several views and photos → `labelling` → label map i32[H, W]
 i64[k, k]. The last batch is filled up, so that one shape compiles.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from itertools import groupby, islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -34,7 +36,7 @@ from otseg_jax.models.outputs import Outputs, mix
 WORDS = 512  # matched at a time
 
 OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+Predict = Callable[[np.ndarray], dict[str, Array]]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -62,25 +64,27 @@ class Runner:
         *,
         height: int,
         how: Inference,
-    ) -> dict[str, Float[np.ndarray, "b v gh gw"]]:
-        """Logits of words by name of the output, in windows of this height."""
+    ) -> dict[str, Float[Array, "b v gh gw"]]:
+        """Logits of words by name of the output, in windows of this height; still under way."""
         step = len(text) if how.method.joint else WORDS
-        found = [
-            jax.device_get(
-                _match(
-                    self.graphdef,
-                    self.mesh,
-                    how.rows(height),
-                    self.trainable,
-                    self.frozen,
-                    embedded,
-                    text[first : first + step],
-                    outputs.mixtures,
-                )
+        first, *others = [
+            _match(
+                self.graphdef,
+                self.mesh,
+                how.rows(height),
+                self.trainable,
+                self.frozen,
+                embedded,
+                text[start : start + step],
+                outputs.mixtures,
             )
-            for first in range(0, len(text), step)
+            for start in range(0, len(text), step)
         ]
-        return {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
+        if not others:
+            return first
+        return {
+            name: jnp.concatenate([first[name], *(z[name] for z in others)], 1) for name in first
+        }
 
 
 @partial(jax.jit, static_argnums=0)
@@ -103,11 +107,12 @@ def make_predict(
 ) -> Predict:
     """Bind words to a model: a function of batches of windows of one size.
 
-    It gives f32[b, v, gh, gw] on the patch grid by name of the output, and is compiled once per
+    It gives f32[b, v, gh, gw] on the patch grid by name of the output, still under way on the
+    device, and is compiled once per
     model, size and number of words, also over several calls of `make_predict`.
     """
 
-    def predict(batch: np.ndarray) -> dict[str, np.ndarray]:
+    def predict(batch: np.ndarray) -> dict[str, Array]:
         embedded = runner.embed(batch, how)
         return runner.match(embedded, text, outputs, height=batch.shape[1], how=how)
 
@@ -146,7 +151,7 @@ def photo_logits(
     """Logits of words in all windows of each view, by name of the output."""
     found = []
     for count, height, part in embedded:
-        logits = runner.match(part, text, outputs, height=height, how=how)
+        logits = jax.device_get(runner.match(part, text, outputs, height=height, how=how))
         found += [{name: z[i] for name, z in logits.items()} for i in range(count)]
     return _by_view(found, views, how)
 
@@ -227,15 +232,23 @@ def _predicted(
 ) -> Iterator[_Photo]:
     """Photos with the logits of all their windows, in order; windows of one size share batches."""
     waiting: dict[tuple[int, ...], list[tuple[_Photo, int, np.ndarray]]] = {}
+    running: deque[tuple[list[tuple[_Photo, int, np.ndarray]], dict[str, Array]]] = deque()
     photos: list[_Photo] = []
 
     def flush(shape: tuple[int, ...]) -> None:
         entries = waiting.pop(shape)
         batch = np.zeros((how.batch_size, *shape), entries[0][2].dtype)
         batch[: len(entries)] = [image for *_, image in entries]
-        logits = predict(batch)
-        for i, (photo, place, _) in enumerate(entries):
-            photo.logits[place] = {name: z[i] for name, z in logits.items()}
+        running.append((entries, predict(batch)))
+        # while the device works on it, the host reads, cuts and stitches
+        take(but=1)
+
+    def take(but: int) -> None:
+        while len(running) > but:
+            entries, under_way = running.popleft()
+            logits = jax.device_get(under_way)
+            for i, (photo, place, _) in enumerate(entries):
+                photo.logits[place] = {name: z[i] for name, z in logits.items()}
 
     def whole() -> Iterator[_Photo]:
         while photos and all(photos[0].logits):
@@ -255,6 +268,7 @@ def _predicted(
         yield from whole()
     for shape in [*waiting]:
         flush(shape)
+    take(but=0)
     yield from whole()
 
 
