@@ -13,7 +13,8 @@ depends on the similarities, so that `mps` is timed in three regimes: cosines of
 cosines as of a CLIP (a class's prompts differ by 0.05 at a pixel), and those of the trained model
 that comes with the package, on pictures of its world. Methods take turns within a round, so that
 whatever else the machine does hits all of them; compared are medians over rounds. Runs on CPU, GPU
-and TPU (POT through PyTorch, left out on a TPU); needs the `bench` extra.
+and TPU (POT through PyTorch, left out on a TPU; `ot.pallas` on these two alone); needs the `bench`
+extra.
 """
 
 import argparse
@@ -40,6 +41,7 @@ import otseg_jax
 from otseg_jax import mps, sinkhorn
 from otseg_jax.data import shapes
 from otseg_jax.models import decoder
+from otseg_jax.ot import pallas
 from otseg_jax.ot.sinkhorn import solve
 
 HERE = Path(__file__).parent
@@ -56,6 +58,7 @@ LABELS = {
     "ott_log": "ott-jax, log mode",
     "ott_kernel": "ott-jax, kernel mode",
     "pot": "POT ot.batch, log",
+    "kernel": "otseg_jax, a kernel",
 }
 
 
@@ -227,6 +230,9 @@ def forward(similarity, epsilon: float, tolerance: float, budget: float) -> dict
         "ott_log": lambda s: ott_plan(s, epsilon, lse_mode=True, tolerance=tolerance),
         "ott_kernel": lambda s: ott_plan(s, epsilon, lse_mode=False, tolerance=tolerance),
     }
+    if jax.default_backend() != "cpu":
+        options = {"epsilon": epsilon, "tolerance": tolerance, "solver": pallas.Newton()}
+        functions["kernel"] = lambda s: sinkhorn(s, **options)
     runs, report = compile_all(functions, similarity)
     if jax.default_backend() != "tpu":
         runs["pot"] = make_pot(similarity, epsilon, tolerance)
@@ -266,6 +272,10 @@ def scores(similarity, epsilon: float, budget: float) -> dict:
         "ott_log": of_plan(plans["ott_log"]),
         "ott_kernel": of_plan(plans["ott_kernel"]),
     }
+    if jax.default_backend() != "cpu":
+        options = {"epsilon": epsilon, "solver": pallas.Newton()}
+        plans["kernel"] = lambda s: sinkhorn(s, **options)
+        functions["kernel"] = lambda s: mps(s, **options)
     runs, report = compile_all(functions, similarity)
     with jax.enable_x64(True):
         exact = mps(similarity[:20].astype(jnp.float64), epsilon=epsilon, tolerance=1e-12)

@@ -13,7 +13,7 @@ from oracles import numbers, relative_error
 from scipy.optimize import linprog
 from scipy.special import logsumexp, softmax
 
-from otseg_jax.ot import newton
+from otseg_jax.ot import laplacian
 from otseg_jax.ot.sinkhorn import mps, sinkhorn, solve
 
 # Few shapes, used again and again: each new one is compiled.
@@ -331,7 +331,7 @@ def test_laplacian_solves_its_equation(seed):
     np.testing.assert_allclose(product, residual, atol=2e-5)
 
 
-LAPLACIAN = jax.jit(functools.partial(newton.solve_laplacian, apart=0.0))
+LAPLACIAN = jax.jit(functools.partial(laplacian.solve_laplacian, apart=0.0))
 
 
 @pytest.mark.filterwarnings("ignore:.*(JAXopt|NormalCG).*:DeprecationWarning")

@@ -7,25 +7,49 @@ weights a [..., m] and b [..., n] are ≥ 0 and sum to 1, or are all 0.
 
 import functools
 import math
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from otseg_jax.ot import newton
-from otseg_jax.ot.newton import TINY, Solved, gram, quotient
+from otseg_jax.ot.laplacian import solve_flow
+from otseg_jax.ot.newton import Aligned, Matrix, Pixels, Prompts, Solved, gram, quotient
 
 CHUNK = 2**17  # entries of the similarities that a CPU works on at a time
 MOST_PROBLEMS = 64  # at a time on a CPU: more small ones gain nothing
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@runtime_checkable
+class Solver(Protocol):
+    """What solves problems, gradients aside: the module `newton`, or `pallas.Newton()`."""
+
+    def solve(
+        self, similarity: Matrix, a: Pixels, b: Prompts, *, epsilon: float, tolerance: float
+    ) -> Solved:
+        """Solve to an L1 error of at most `tolerance` in b; a is met to rounding."""
+
+    def align(
+        self,
+        similarity: Matrix,
+        values: Matrix,
+        a: Pixels,
+        b: Prompts,
+        *,
+        epsilon: float,
+        tolerance: float,
+    ) -> Aligned:
+        """Σₙ plan·values of every pixel; the plan need not be stored."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def solve(
-    similarity: Float[Array, "*batch n m"],
-    a: Float[Array, "*batch m"],
-    b: Float[Array, "*batch n"],
+    similarity: Matrix,
+    a: Pixels,
+    b: Prompts,
     epsilon: float,
     tolerance: float,
+    solver: Solver,
 ) -> Solved:
     """Solve to an L1 error of at most `tolerance` in b; a is met to rounding.
 
@@ -33,9 +57,8 @@ def solve(
     mode and any number of times; the gradient of a weight that is 0 is 0, and so is that of mass
     moved between prompts that share less than 1e-30 of it. Potentials and steps are constants.
     """
-    return by_chunks(
-        functools.partial(newton.solve, epsilon=epsilon, tolerance=tolerance), similarity, a, b
-    )
+    work = functools.partial(solver.solve, epsilon=epsilon, tolerance=tolerance)
+    return by_chunks(work, similarity, a, b)
 
 
 def by_chunks(function, *arrays):
@@ -93,49 +116,46 @@ def _chunked(function, *arrays):
     return jax.tree.map(lambda x: x[:size].reshape(*batch, *x.shape[1:]), results)
 
 
-def _forward(similarity, a, b, epsilon, tolerance):
+def _forward(similarity, a, b, *options):
     # `solve` itself and not its body: a second derivative then meets the implicit rule again.
-    solved = solve(similarity, a, b, epsilon, tolerance)
+    solved = solve(similarity, a, b, *options)
     return solved, (solved.plan, a)
 
 
-def _backward(epsilon, tolerance, residuals, cotangents):
-    del tolerance
+def _backward(epsilon, tolerance, solver, residuals, cotangents):
+    del tolerance, solver
     return adjoint(cotangents.plan, *residuals, epsilon)
 
 
 solve.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def align(
-    similarity: Float[Array, "*batch n m"],
-    values: Float[Array, "*batch n m"],
-    a: Float[Array, "*batch m"],
-    b: Float[Array, "*batch n"],
+    similarity: Matrix,
+    values: Matrix,
+    a: Pixels,
+    b: Prompts,
     epsilon: float,
     tolerance: float,
-) -> tuple[Float[Array, "*batch m"], Int[Array, "*batch"]]:
+    solver: Solver,
+) -> Aligned:
     """Σₙ plan·values of every pixel, and the steps, as `solve`; the plan is not stored."""
-
-    def work(similarity, values, a, b):
-        solved = newton.solve(similarity, a, b, epsilon=epsilon, tolerance=tolerance)
-        return jnp.sum(solved.plan * values, axis=-2), solved.steps
-
+    work = functools.partial(solver.align, epsilon=epsilon, tolerance=tolerance)
     return by_chunks(work, similarity, values, a, b)
 
 
-def _align_forward(similarity, values, a, b, epsilon, tolerance):
+def _align_forward(similarity, values, a, b, *options):
     # with the plan, which the backward pass needs
-    solved = solve(similarity, a, b, epsilon, tolerance)
+    solved = solve(similarity, a, b, *options)
     aligned = jnp.sum(solved.plan * values, axis=-2)
-    return (aligned, solved.steps), (values, solved.plan, a)
+    return Aligned(aligned, solved.steps), (values, solved.plan, a)
 
 
-def _align_backward(epsilon, tolerance, residuals, cotangents):
-    del tolerance
+def _align_backward(epsilon, tolerance, solver, residuals, cotangents):
+    del tolerance, solver
     values, plan, a = residuals
-    aligned = cotangents[0][..., None, :]
+    aligned = cotangents.aligned[..., None, :]
     d_similarity, d_a, d_b = adjoint(aligned * values, plan, a, epsilon)
     return d_similarity, aligned * plan, d_a, d_b
 
@@ -187,50 +207,3 @@ def _adjoint_backward(epsilon, residuals, cotangents):
 
 
 adjoint.defvjp(_adjoint_forward, _adjoint_backward)
-
-
-def solve_flow(
-    edges: Float[Array, "*batch n n"], flow: Float[Array, "*batch n n"]
-) -> Float[Array, "*batch n"]:
-    """Solve Σₖ edges[j, k]·(x[j] − x[k]) = Σₖ flow[j, k] for x, of which the last is 0.
-
-    Elimination without subtraction, as in `newton.solve_laplacian`, of each edge's flow beside its
-    weight. Their quotient stays a mean of what cotangents differ by; summed per node, the flow of
-    a weak edge would drown in the rounding of strong ones, and x is that flow over that weight.
-
-    Args:
-        edges: symmetric, ≥ 0; the diagonal is ignored.
-        flow: antisymmetric, at most of the size of edges times the cotangents.
-    """
-    n = edges.shape[-1]
-    index = jnp.arange(n).reshape((1,) * (edges.ndim - 2) + (n,))
-    diagonal = jnp.eye(n, dtype=bool).reshape((1,) * (edges.ndim - 2) + (n, n))
-
-    def eliminate(k, system):
-        edges, flow, lead = system
-        edge, along = (
-            jnp.where(index > k, jax.lax.dynamic_index_in_dim(x, k, axis=-2, keepdims=False), 0.0)
-            for x in (edges, flow)
-        )
-        pivot = jnp.sum(edge, axis=-1, keepdims=True)
-        tied = pivot > TINY
-        # Scaled by a constant, for the second derivative: it squares the pivot.
-        scale = jax.lax.stop_gradient(jnp.where(tied, 1.0 / jnp.where(tied, pivot, 1.0), 0.0))
-        pivot = jnp.where(tied, pivot * scale, 1.0)
-        share = edge * scale / pivot
-        ahead = jnp.sum(along, axis=-1, keepdims=True) * scale / pivot
-        through = share[..., None] * along[..., None, :]
-        edges = edges + jnp.where(diagonal, 0.0, share[..., None] * edge[..., None, :])
-        flow = flow + through - jnp.swapaxes(through, -1, -2)
-        edges = jax.lax.dynamic_update_index_in_dim(edges, share, k, axis=-2)
-        return edges, flow, jnp.where(index == k, ahead, lead)
-
-    def substitute(i, x):
-        k = n - 1 - i
-        share = jax.lax.dynamic_index_in_dim(shares, k, axis=-2, keepdims=False)
-        value = jnp.sum(share * x, axis=-1, keepdims=True)
-        return jnp.where(index == k, lead + value, x)
-
-    start = (jnp.where(diagonal, 0.0, edges), flow, jnp.zeros_like(edges[..., 0]))
-    shares, _, lead = jax.lax.fori_loop(0, n, eliminate, start)
-    return jax.lax.fori_loop(0, n, substitute, jnp.zeros_like(lead))

@@ -12,11 +12,13 @@ b [..., n] are ≥ 0 and sum to 1, or are all 0. Everything works in its input's
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from otseg_jax.ot.laplacian import TINY, solve_laplacian
 
 LARGEST_COST = 2.0  # 1 − cosine
 LARGEST_EXPONENT = 64.0  # kernel, scalings and their product stay normal numbers in float32 (e^±87)
@@ -26,16 +28,12 @@ PATIENCE = 6  # and so are those after as many rejected ones
 MAX_STEPS = 200
 LONGEST_STEP = 16.0  # range of a bold step: longer ones leave the range of float32
 PART = 256  # pixels: in longer sums of terms all alike, rounding grows beyond 1e-6
-TINY = 1e-30  # nodes whose edges weigh less count as disconnected
 
+Matrix: TypeAlias = Float[Array, "*batch n m"]
+Pixels: TypeAlias = Float[Array, "*batch m"]
+Prompts: TypeAlias = Float[Array, "*batch n"]
 # of an array that is constant during a solve, and of the shifts of the potentials
-Kernel = Callable[
-    [Float[Array, "*batch n m"], Float[Array, "*batch n"]], Float[Array, "*batch n m"]
-]
-
-
-# marginals are sums of such products, and must be right to 1e-7
-_dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+Kernel = Callable[[Matrix, Prompts], Matrix]
 
 
 class Potentials(NamedTuple):
@@ -60,44 +58,67 @@ class State(NamedTuple):
 class Solved(NamedTuple):
     """Plan, potentials v of the prompts (−inf where b is 0) and the Newton steps taken."""
 
-    plan: Float[Array, "*batch n m"]
-    potentials: Float[Array, "*batch n"]
+    plan: Matrix
+    potentials: Prompts
     steps: Int[Array, "*batch"]
 
 
+class Aligned(NamedTuple):
+    """Σₙ plan·values of every pixel, and the steps."""
+
+    aligned: Pixels
+    steps: Int[Array, "*batch"]
+
+
+class Products(NamedTuple):
+    """What of linear algebra a solve needs: `XLA` below, or what a kernel's compiler has."""
+
+    rows: Callable[[Matrix, Prompts], Pixels]  # Σₙ matrix·weights, which is nowhere written out
+    columns: Callable[[Matrix, Pixels], Prompts]  # Σₘ matrix·weights
+    gram: Callable[[Matrix], Float[Array, "*batch n n"]]
+    hold: Callable[[Matrix], Matrix]  # keeps an array from being made anew for each of its uses
+
+
 def solve(
-    similarity: Float[Array, "*batch n m"],
-    a: Float[Array, "*batch m"],
-    b: Float[Array, "*batch n"],
+    similarity: Matrix,
+    a: Pixels,
+    b: Prompts,
     *,
     epsilon: float,
     tolerance: float,
+    products: Products | None = None,
 ) -> Solved:
     """Solve to an L1 error of at most `tolerance` in b; a is met to rounding."""
+    products = products or XLA
     start_of = _exponentiated if epsilon * LARGEST_EXPONENT >= LARGEST_COST else _log_domain
-    kernel_of, constant, start = start_of(similarity, a, b, epsilon)
-    state, constant = _newton(kernel_of, constant, start, a, b, tolerance=tolerance)
+    kernel_of, constant, start = start_of(similarity, a, b, epsilon, products)
+    state, constant = _newton(kernel_of, constant, start, a, b, tolerance, products)
     shift, scale = state.potentials
     kernel = kernel_of(constant, shift)
-    plan = kernel * scale[..., None] * quotient(a, _rows(kernel, scale))[..., None, :]
+    plan = kernel * scale[..., None] * quotient(a, products.rows(kernel, scale))[..., None, :]
     return Solved(plan, shift + jnp.log(scale), state.steps)
 
 
-def _exponentiated(similarity, a, b, epsilon):
+def align(similarity: Matrix, values: Matrix, a: Pixels, b: Prompts, **options) -> Aligned:
+    """Solve as `solve`, and add up plan·values; the plan is not stored."""
+    solved = solve(similarity, a, b, **options)
+    return Aligned(jnp.sum(solved.plan * values, axis=-2), solved.steps)
+
+
+def _exponentiated(similarity, a, b, epsilon, products: Products):
     """Start for a kernel that is exponentiated once: an iteration is products and sums."""
-    # Behind the barrier there is one kernel; XLA would transpose one for each of its uses.
-    kernel = jax.lax.optimization_barrier(jnp.exp((similarity - 1.0) / epsilon))
+    kernel = products.hold(jnp.exp((similarity - 1.0) / epsilon))
     # Columns first, as in the log domain below: no sum can underflow.
-    columns = _dot("...nm,...m->...n", kernel, a)
+    columns = products.columns(kernel, a)
     return _keep, kernel, Potentials(jnp.zeros_like(b), quotient(b, columns))
 
 
-def _log_domain(similarity, a, b, epsilon):
+def _log_domain(similarity, a, b, epsilon, products: Products):
     """Start for a kernel that follows the potentials: ε is too small to exponentiate once."""
-    exponent = jax.lax.optimization_barrier(similarity / epsilon)
+    exponent = products.hold(similarity / epsilon)
     # Every prompt starts with a pixel of its own: no column sum underflows, however small ε is.
     best = jnp.max(jnp.where(a[..., None, :] > 0, exponent, -jnp.inf), axis=-1)
-    shift = jnp.where(b > 0, -jnp.round(best), -jnp.inf)
+    shift = jnp.where(b > 0, -_whole(best), -jnp.inf)
     return _log_kernel, exponent, Potentials(shift, (b > 0).astype(b.dtype))
 
 
@@ -114,7 +135,7 @@ def _log_kernel(exponent, shift):
     return jnp.exp(x - jnp.where(largest == -jnp.inf, 0.0, largest))
 
 
-def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
+def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, tolerance, products: Products):
     """Newton's method on the potentials, each problem on its own and frozen once it is done.
 
     Returns the last state, and `constant` for the caller to use in place of its own: carried
@@ -123,7 +144,7 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
     move = functools.partial(_move, absorb=kernel_of is _log_kernel)
     potentials = start
     for _ in range(WARM_STEPS):
-        columns = _columns(kernel_of(constant, potentials.shift), potentials.scale, a)
+        columns = _columns(kernel_of(constant, potentials.shift), potentials.scale, a, products)
         potentials = move(potentials, jnp.log(jnp.where(b > 0, quotient(b, columns), 1.0)))
 
     # Nothing is measured yet, and columns = b: the first pass through the loop does not move, it
@@ -138,12 +159,16 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
         # NaN compares false: a broken problem stops at once, alone, and stays NaN.
         return (state.error > tolerance) & (state.steps < MAX_STEPS)
 
+    def unfinished(carry) -> Bool[Array, ""]:
+        some = running(carry[0])
+        return jnp.any(some) if some.ndim else some
+
     def advance(carry):
         state, constant = carry
         bold = (state.failures < PATIENCE) & (state.steps < BOLD_STEPS)
         potentials = move(state.potentials, _step(state, b, bold))
         kernel = kernel_of(constant, potentials.shift)
-        edges, columns, error = _measure(kernel, potentials.scale, a, b)
+        edges, columns, error = _measure(kernel, potentials.scale, a, b, products)
         accepted = (error < state.error) | ~bold | (state.steps < 0)
         failed = jnp.maximum(8.0 * state.damping, 0.1 / jnp.minimum(state.error, 1.0))
         damping = jnp.where(accepted, state.damping / 4.0, failed)
@@ -153,11 +178,11 @@ def _newton(kernel_of: Kernel, constant, start: Potentials, a, b, *, tolerance):
         point = jax.tree.map(functools.partial(_select, accepted), candidate, state)
         frozen = functools.partial(_select, running(state))
         # Without the barrier XLA sees that this is the same array, and then copies it.
-        constant = jax.lax.optimization_barrier(constant)
+        constant = products.hold(constant)
         point = point._replace(damping=damping, failures=failures, steps=steps)
         return jax.tree.map(frozen, point, state), constant
 
-    return jax.lax.while_loop(lambda carry: jnp.any(running(carry[0])), advance, (state, constant))
+    return jax.lax.while_loop(unfinished, advance, (state, constant))
 
 
 def _step(state: State, b, bold):
@@ -182,20 +207,15 @@ def _step(state: State, b, bold):
     return step * quotient(length, extent)[..., None]
 
 
-def _columns(kernel, scale, a):
+def _columns(kernel, scale, a, products: Products):
     """Column sums of kernel·scale once its rows are scaled to a."""
-    return _dot("...nm,...m->...n", kernel, quotient(a, _rows(kernel, scale))) * scale
+    return products.columns(kernel, quotient(a, products.rows(kernel, scale))) * scale
 
 
-def _rows(kernel, scale):
-    """Row sums of kernel·scale, which is nowhere written out."""
-    return _dot("...nm,...n->...m", kernel, scale)
-
-
-def _measure(kernel, scale, a, b):
+def _measure(kernel, scale, a, b, products: Products):
     """Edges of the Laplacian, column sums and their L1 error, once rows are scaled to a."""
-    rows = quotient(jnp.sqrt(a), _rows(kernel, scale))
-    edges = gram(kernel * (scale[..., None] * rows[..., None, :]))
+    rows = quotient(jnp.sqrt(a), products.rows(kernel, scale))
+    edges = products.gram(kernel * (scale[..., None] * rows[..., None, :]))
     columns = jnp.sum(edges, axis=-1)
     return edges, columns, jnp.sum(jnp.abs(columns - b), axis=-1)
 
@@ -207,12 +227,17 @@ def _move(potentials: Potentials, step, *, absorb: bool) -> Potentials:
         return Potentials(shift, scale * jnp.exp(step))
     active = scale > 0
     step = step + jnp.log(jnp.where(active, scale, 1.0))
-    whole = jnp.round(step)
+    whole = _whole(step)
     return Potentials(shift + whole, jnp.where(active, jnp.exp(step - whole), 0.0))
 
 
+def _whole(x):
+    return jnp.floor(x + 0.5)  # a kernel's compiler may lack `round`
+
+
 def _select(condition, x, y):
-    return jnp.where(condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y)
+    missing = tuple(range(condition.ndim, x.ndim))
+    return jnp.where(jnp.expand_dims(condition, missing) if missing else condition, x, y)
 
 
 def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -221,7 +246,11 @@ def quotient(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..
     return jnp.where(zero, 0.0, x / jnp.where(zero, 1.0, y))
 
 
-def gram(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
+# marginals are sums of such products, and must be right to 1e-7
+_dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def gram(x: Matrix) -> Float[Array, "*batch n n"]:
     """x·xᵀ, of many pixels in parts."""
     if x.shape[-1] <= 4 * PART:  # as good, and faster in one
         return _dot("...nm,...km->...nk", x, x)
@@ -231,53 +260,9 @@ def gram(x: Float[Array, "*batch n m"]) -> Float[Array, "*batch n n"]:
     return jnp.sum(parts, axis=-3)
 
 
-def solve_laplacian(
-    edges: Float[Array, "*batch n n"],
-    ground: Float[Array, "*batch n"],
-    residual: Float[Array, "*batch n"],
-    *,
-    apart: float,
-) -> Float[Array, "*batch n"]:
-    """Solve (diag(ground + edges·1) − edges)·x = residual; without ground, the last x is 0.
-
-    Cholesky elimination that never subtracts: a pivot is the sum of the edges that are left. Each
-    keeps its relative precision however close to singular the matrix is, where a Cholesky that
-    starts from rounded diagonal entries breaks down.
-
-    Args:
-        edges: symmetric, ≥ 0; the diagonal is ignored.
-        ground: ≥ 0; added to the diagonal.
-        residual: sums to 0 where there is no ground.
-        apart: x of a node that no edge ties to later ones, per unit of its residual.
-
-    Source: Grassmann, Taksar and Heyman 1985 (elimination without subtraction).
-    """
-    n = edges.shape[-1]
-    system = jnp.concatenate([edges, ground[..., None], residual[..., None]], axis=-1)
-    rows, columns = (
-        jax.lax.broadcasted_iota(jnp.int32, system.shape, system.ndim - axis) for axis in (2, 1)
-    )
-    off_diagonal, index = rows != columns, columns[..., 0, :]
-
-    def eliminate(k, system):
-        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
-        row = jnp.where(index > k, row, 0.0)
-        column = row[..., :n]  # of a symmetric matrix
-        pivot = jnp.sum(row[..., : n + 1], axis=-1, keepdims=True)
-        tied = pivot > TINY
-        # What rounding leaves of a residual must not drive disconnected parts from each other.
-        lacking = (index == n + 1) & (k < n - 1) & (jnp.abs(row) > 1e-6)
-        alone = jnp.where(lacking, row * apart, 0.0)
-        row = jnp.where(tied, row / jnp.where(tied, pivot, 1.0), alone)
-        system = system + jnp.where(off_diagonal, column[..., None] * row[..., None, :], 0.0)
-        return jax.lax.dynamic_update_index_in_dim(system, row, k, axis=-2)
-
-    def substitute(i, x):
-        k = n - 1 - i
-        row = jax.lax.dynamic_index_in_dim(system, k, axis=-2, keepdims=False)
-        value = row[..., n + 1] + jnp.sum(row[..., :n] * x, axis=-1)
-        return jax.lax.dynamic_update_index_in_dim(x, value, k, axis=-1)
-
-    # Loops and not n copies of their bodies, which would run as fast and compile for seconds.
-    system = jax.lax.fori_loop(0, n, eliminate, jnp.where(off_diagonal, system, 0.0))
-    return jax.lax.fori_loop(0, n, substitute, jnp.zeros_like(residual))
+XLA = Products(
+    rows=functools.partial(_dot, "...nm,...n->...m"),
+    columns=functools.partial(_dot, "...nm,...m->...n"),
+    gram=gram,
+    hold=jax.lax.optimization_barrier,
+)

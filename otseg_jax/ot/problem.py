@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from otseg_jax.ot import newton
+from otseg_jax.ot.implicit import Solver
 
 OnError: TypeAlias = Literal["warn", "raise", "nan", "ignore"]
 
@@ -42,6 +43,7 @@ def prepare(
     pixel_weights: Any,
     prompt_weights: Any,
     on_error: Any,
+    solver: Any,
 ) -> Problem:
     """Bring the arguments into the solver's form.
 
@@ -83,9 +85,20 @@ def prepare(
         wrong.append(f"iterations must be an integer > 0 or None, got iterations={iterations!r}")
     if on_error not in get_args(OnError):
         wrong.append(f"on_error must be one of {get_args(OnError)}, got on_error={on_error!r}")
+    wrong += _wrong_solver(solver, iterations)
     if wrong:
         raise ValueError("; ".join(wrong))
     return _masked(similarity, a, b, epsilon)
+
+
+def _wrong_solver(solver: Any, iterations: Any) -> list[str]:
+    wanted = "the module otseg_jax.ot.newton, or otseg_jax.ot.pallas.Newton()"
+    made = isinstance(solver, Solver) and not isinstance(solver, type)
+    if not (made and isinstance(solver, Hashable)):
+        return [f"solver must be hashable and have solve and align, as {wanted}, got {solver!r}"]
+    if iterations is not None and solver is not newton:
+        return [f"solver={solver!r} is of a converged plan: leave out iterations={iterations!r}"]
+    return []
 
 
 def _masked(similarity: Array, a: Array | None, b: Array | None, epsilon: Any) -> Problem:

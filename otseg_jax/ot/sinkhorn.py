@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp, xlogy
 from jaxtyping import Array, Bool, Float, Int
 
-from otseg_jax.ot import implicit, newton
+from otseg_jax.ot import implicit, newton, unrolled
+from otseg_jax.ot.implicit import Solver
 from otseg_jax.ot.problem import OnError, Problem, prepare, tell
 
 ANY_EPSILON = 2.0**-6  # a power of 2, and in the log domain, which bears any similarities
@@ -43,6 +44,7 @@ def sinkhorn(
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
     on_error: OnError = "warn",
+    solver: Solver = newton,
 ) -> Float[Array, "*batch m n"]:
     """Transport plan that maximises similarity, smoothed by entropy.
 
@@ -72,6 +74,8 @@ def sinkhorn(
             NaN in what was given. "nan": NaN, as is the gradient. "ignore": nothing; this
             is also what "warn" does under jit, vmap and grad, where there are no values to look at
             (and "raise" is refused). To look costs a wait for the result.
+        solver: of a converged plan. `pallas.Newton()` of `otseg_jax.ot` is one kernel for GPU and
+            TPU, not yet run on either; it differs in rounding.
 
     Returns:
         Non-negative; rows sum to a, columns to b, everything to 1. A problem that holds a NaN,
@@ -104,8 +108,9 @@ def sinkhorn(
         pixel_weights=pixel_weights,
         prompt_weights=prompt_weights,
         on_error=on_error,
+        solver=solver,
     )
-    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error)
+    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error, solver)
     plan = jnp.swapaxes(solved.plan, -1, -2)
     tell(problem, plan, gave_up, on_error)
     return plan
@@ -120,6 +125,7 @@ def mps(
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
     on_error: OnError = "warn",
+    solver: Solver = newton,
 ) -> Float[Array, "*batch m"]:
     """Multi-Prompt Sinkhorn: how well each pixel matches a class that n prompts describe.
 
@@ -146,9 +152,10 @@ def mps(
         pixel_weights=pixel_weights,
         prompt_weights=prompt_weights,
         on_error=on_error,
+        solver=solver,
     )
     align = functools.partial(_align, values=problem.similarity)
-    (aligned, _), gave_up = _answer(align, problem, iterations, tolerance, on_error)
+    (aligned, _), gave_up = _answer(align, problem, iterations, tolerance, on_error, solver)
     prompts = jnp.sum(problem.b > 0, axis=-1, keepdims=True).astype(aligned.dtype)
     scores = newton.quotient(prompts * aligned, problem.a)
     tell(problem, scores, gave_up, on_error)
@@ -164,6 +171,7 @@ def solve(
     pixel_weights: Float[Array, "*#batch m"] | Bool[Array, "*#batch m"] | None = None,
     prompt_weights: Float[Array, "*#batch n"] | Bool[Array, "*#batch n"] | None = None,
     on_error: OnError = "warn",
+    solver: Solver = newton,
 ) -> Solution:
     """Solve as `sinkhorn` does, and say how it went; options and errors as `sinkhorn`.
 
@@ -191,8 +199,9 @@ def solve(
         pixel_weights=pixel_weights,
         prompt_weights=prompt_weights,
         on_error=on_error,
+        solver=solver,
     )
-    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error)
+    solved, gave_up = _answer(_solve, problem, iterations, tolerance, on_error, solver)
     tell(problem, solved.plan, gave_up, on_error)
     kernel, a, b, each = problem
     plan, v, a, b = jax.lax.stop_gradient((solved.plan, solved.potentials, a, b))
@@ -216,7 +225,7 @@ def _over(x, epsilon):
     return x / (epsilon[..., None, None] if isinstance(epsilon, jax.Array) else epsilon)
 
 
-def _answer(function, problem: Problem, iterations, tolerance, on_error):
+def _answer(function, problem: Problem, iterations, tolerance, on_error, solver: Solver):
     """What a function of problems returns, and which problems were given up on.
 
     Its first result has the gradient, and is NaN of those problems if that is asked for; its last
@@ -227,9 +236,8 @@ def _answer(function, problem: Problem, iterations, tolerance, on_error):
         # The plan depends on S/ε alone. Scaled to a constant ε, it is differentiated through S.
         similarity, epsilon = _over(similarity, epsilon) * ANY_EPSILON, ANY_EPSILON
     try:
-        found = function(
-            similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance
-        )
+        options = {"epsilon": epsilon, "iterations": iterations, "tolerance": tolerance}
+        found = function(similarity, a, b, solver=solver, **options)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -248,52 +256,25 @@ def _answer(function, problem: Problem, iterations, tolerance, on_error):
     return type(found)._make((result, *found[1:])), gave_up
 
 
-@functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance"))
-def _solve(similarity, a, b, *, epsilon, iterations, tolerance) -> newton.Solved:
+@functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance", "solver"))
+def _solve(similarity, a, b, *, epsilon, iterations, tolerance, solver) -> newton.Solved:
     if iterations is not None:
-        return _unrolled(similarity, a, b, epsilon=epsilon, iterations=iterations)
+        return unrolled.solve(similarity, a, b, epsilon=epsilon, iterations=iterations)
     if similarity.shape[-2] <= similarity.shape[-1]:
-        return implicit.solve(similarity, a, b, epsilon, tolerance)
+        return implicit.solve(similarity, a, b, epsilon, tolerance, solver)
     # More prompts than pixels: the solver eliminates the longer side, so the two change places.
-    solved = implicit.solve(jnp.swapaxes(similarity, -1, -2), b, a, epsilon, tolerance)
+    solved = implicit.solve(jnp.swapaxes(similarity, -1, -2), b, a, epsilon, tolerance, solver)
     exponent = (similarity - 1.0) / epsilon + solved.potentials[..., None, :]
     v = jnp.where(b == 0, -jnp.inf, jnp.log(b) - logsumexp(exponent, axis=-1))
     v = jax.lax.stop_gradient(v)
     return newton.Solved(jnp.swapaxes(solved.plan, -1, -2), v, solved.steps)
 
 
-class _Aligned(NamedTuple):
-    aligned: Float[Array, "*batch m"]
-    steps: Int[Array, "*batch"]
-
-
-@functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance"))
-def _align(similarity, a, b, values, *, epsilon, iterations, tolerance) -> _Aligned:
+@functools.partial(jax.jit, static_argnames=("epsilon", "iterations", "tolerance", "solver"))
+def _align(similarity, a, b, values, *, epsilon, iterations, tolerance, solver) -> newton.Aligned:
     """Σₙ plan·values of every pixel."""
     if iterations is None and similarity.shape[-2] <= similarity.shape[-1]:
-        return _Aligned(*implicit.align(similarity, values, a, b, epsilon, tolerance))
-    solved = _solve(similarity, a, b, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
-    return _Aligned(jnp.sum(solved.plan * values, axis=-2), solved.steps)
-
-
-def _unrolled(similarity, a, b, *, epsilon, iterations) -> newton.Solved:
-    """The paper's algorithm: a fixed number of updates in the log domain, differentiable."""
-    kernel = (similarity - 1.0) / epsilon
-
-    def potential(weights, exponent, axis):
-        absent = weights == 0
-        log = jnp.log(jnp.where(absent, 1.0, weights))
-        return jnp.where(absent, -jnp.inf, log - logsumexp(exponent, axis=axis))
-
-    def update(potentials, _):
-        _, v = potentials
-        u = potential(a, kernel + v[..., None], -2)
-        v = potential(b, kernel + u[..., None, :], -1)
-        return (u, v), None
-
-    # Checkpointed: the backward pass keeps m + n numbers an iteration, not several m·n arrays.
-    start = (jnp.zeros_like(a), jnp.where(b == 0, -jnp.inf, jnp.zeros_like(b)))
-    (u, v), _ = jax.lax.scan(jax.checkpoint(update), start, length=iterations)
-    plan = jnp.exp(kernel + u[..., None, :] + v[..., None])
-    steps = jnp.full(a.shape[:-1], iterations, jnp.int32)
-    return newton.Solved(plan, v, steps)
+        return implicit.align(similarity, values, a, b, epsilon, tolerance, solver)
+    options = {"epsilon": epsilon, "iterations": iterations, "tolerance": tolerance}
+    solved = _solve(similarity, a, b, solver=solver, **options)
+    return newton.Aligned(jnp.sum(solved.plan * values, axis=-2), solved.steps)

@@ -9,6 +9,7 @@ import numpy as np
 
 import otseg_jax
 from messages import Row
+from otseg_jax.ot import pallas
 from otseg_jax.ot import sinkhorn as module
 
 # as users have them: only this session insists on JAX's arrays
@@ -50,6 +51,10 @@ ROWS = [
     row("mps(5 * cosines), to raise", COSINE, 5 * COSINES, iterations=1, on_error="raise"),
     row("jacfwd(mps)", r"no forward-mode derivative .*: take grad.* or iterations=", of=FORWARD),
     row("mps(-inf for a masked pixel)", "by pixel_weights=mask", COSINES - np.inf, iterations=1),
+    row("mps(solver='pallas')", r"solver must .* otseg_jax.ot.pallas.Newton\(\)", solver="pallas"),
+    row("mps(solver=Newton)", r"solver must .*\.Newton\(\), got <class", solver=pallas.Newton),
+    row("both", "leave out iterations=9", iterations=9, solver=pallas.Newton()),
+    row("Newton('gpu')", "interpret must be .* got 'gpu'", "gpu", of=pallas.Newton),
     row("mps of a vector", SHAPE + r"m=3 \(of one prompt it is", COSINES[0]),
     row("mps of a number", SHAPE, 0.5),
     row("mps of no pixels", SHAPE + "m=0, n=3", COSINES[:0]),
