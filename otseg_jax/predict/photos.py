@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from otseg_jax import paths
+from otseg_jax.checkpoints.restore import CHECKPOINTS
 from otseg_jax.data.lists import PHOTOS
 
 SUFFIXES = (*PHOTOS, ".gif", ".jfif")
@@ -54,6 +55,9 @@ def _nothing(argument: str) -> str:
         return "standard input names no photo: wanted a path on each line"
     if glob.has_magic(argument):
         return f"{argument} matches no file"
+    folder = paths.local(argument)
+    if (folder / "config.json").is_file() or (folder / CHECKPOINTS).is_dir():
+        return f"{argument} holds a model and no photo: give it as --model={argument}"
     return f"{argument} holds no photo ({', '.join(SUFFIXES)}); for folders in it: '{argument}/**'"
 
 

@@ -185,6 +185,11 @@ ROWS = [
     command("--words=nowhere/words.txt", r"--words=nowhere/words\.txt: no such file; words stand"),
     command("--words=a --model=nowhere", r"'nowhere' is no folder"),
     command("--words=a", r"\*\.gif matches no file", photo='"*.gif"'),
+    command(
+        "--words=a",
+        r"^error: otseg_jax/data/shapes_model holds a model and no photo: give it as --model=otseg",
+        photo="otseg_jax/data/shapes_model photo.jpg",
+    ),
     command("--words=a", r"configs holds no photo \(\.jpg", photo="configs"),
     typed(
         "otseg_jax.predict none.jpg --words=a --output=README.md/out",
