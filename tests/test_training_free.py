@@ -198,7 +198,7 @@ def logits(method: str, image_name: str, window: int, stride: int) -> dict[str, 
     how = replace(inference("naclip_slide"), method=model(method=method).config)
     how = replace(how, window=window, stride=stride)
     predict = sliding.make_predict(runner, text(), outputs=how.method.outputs(), how=how)
-    return predict(how.cut(np.asarray(image(image_name)[0])))
+    return jax.device_get(predict(how.cut(np.asarray(image(image_name)[0]))))
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("noprop")])
