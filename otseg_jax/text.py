@@ -23,7 +23,7 @@ from otseg_jax.models.clip import TextTower
 
 LOGGER = logging.getLogger(__name__)
 
-SIZES = (16, 64, 256)  # of batches of texts
+SIZES = (16, 32, 64, 256)  # of batches of texts
 LENGTH = 16  # texts are cut after their EOT to multiples of it: the tower looks back only
 ODD = ("Äpfel  U+12 it's", "a\t\u0301 <|endoftext|> b")  # read otherwise by other normalisers
 

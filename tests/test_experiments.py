@@ -138,6 +138,26 @@ def test_the_readme_names_the_regime_of_a_figure():
     ) in readme
 
 
+def test_the_readme_holds_the_speeds_that_were_measured():
+    rows = json.loads((FOLDER / "benchmark_model.json").read_text())["rows"]
+    work = {
+        "forward": "forward pass",
+        "evaluate": "photo to label map",
+        "step": "training step",
+    }
+    measured = {
+        f"| {case['sizes']}, {work[case['work']]} | {case['dtype']} "
+        f"| {row['ours']['quartiles_s'][1]:.2f} | {row['torch']['quartiles_s'][1]:.2f} "
+        f"| {row['ratio']:.1f}× |"
+        for row in rows
+        if (case := row["case"])["batch"] == 1 and case["work"] in work and case["sizes"] != "tower"
+    }
+    readme = (FOLDER.parent / "README.md").read_text()
+    shown = [line for line in readme.splitlines() if line.startswith(("| VOC,", "| COCO,"))]
+    assert len(shown) == 8
+    assert set(shown) <= measured
+
+
 def test_the_plain_scan_gets_no_update_more_than_it_needs():
     similarity = benchmark_mps.draw(2, 3)
     count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)
