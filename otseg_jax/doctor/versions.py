@@ -53,8 +53,8 @@ class Pair(NamedTuple):
 
 _ANY = ">=0"
 
-# Source of the first: flax 0.12.9 is the first that asks for such a jax; of jax-metal: issues 27062
-# and 34109 of jax.
+# Source of the first: flax 0.12.9 is the first that asks for such a jax; of jax-metal: issues
+# 27062 and 34109 of jax.
 KNOWN_BAD = (
     Pair(
         "flax",
