@@ -1,6 +1,6 @@
 """How much of a picture is painted with words for things that it does not hold: distractors.json.
 
-    python -m experiments.distractors       # a minute, two CPU cores
+    python -m experiments.distractors       # half a minute, two CPU cores
 
 Three of the shapes world's classes are asked for on each validation picture that holds none of
 them. Painted is the share of pixels that are given to one of the three: all of them without a

@@ -17,8 +17,6 @@ from ml_collections import ConfigDict, config_flags
 
 from otseg_jax import config_file, interrupt
 
-PACKAGE = Path(__file__).parent
-
 COMMANDS = {
     "otseg_jax": "lists the commands",
     "otseg_jax.main": "trains and evaluates",
@@ -236,4 +234,4 @@ def is_ours(error: BaseException) -> bool:
         last = last.tb_next
     code = last.tb_frame.f_code
     raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-    return raised and PACKAGE in Path(code.co_filename).resolve().parents
+    return raised and config_file.PACKAGE in Path(code.co_filename).resolve().parents

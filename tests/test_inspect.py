@@ -120,12 +120,15 @@ def test_a_mask_that_is_wrong_in_validation_costs_no_step(tmp_path):
 
 
 def test_an_upright_size_is_read_from_the_header(tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    for name, options in (("turned.jpg", {"exif": exif}), ("plain.jpg", {}), ("plain.png", {})):
-        Image.new("RGB", (5, 3)).save(tmp_path / name, **options)
-        assert decode.size(tmp_path / name) == decode.photo(tmp_path / name).shape[:2]
-    assert decode.size(tmp_path / "turned.jpg") == (5, 3)
+    for suffix in ("jpg", "png", "tif", "webp"):
+        for turn in (None, *range(1, 10)):
+            exif = Image.Exif()
+            if turn:
+                exif[ExifTags.Base.Orientation] = turn
+            path = tmp_path / f"{turn}.{suffix}"
+            Image.new("RGB", (5, 3)).save(path, exif=exif)
+            assert decode.size(path) == decode.photo(path).shape[:2], path
+    assert decode.size(tmp_path / "6.jpg") == (5, 3)
     with pytest.raises(FileNotFoundError, match=r"no\.jpg: no such file"):
         decode.size(tmp_path / "no.jpg")
 

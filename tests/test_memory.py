@@ -35,7 +35,7 @@ def test_what_fits_and_what_nothing_mends():
     assert memory.doubt(compiled, images=8, accumulate=1, available=need) == ""
     assert memory.doubt(compiled, images=8, accumulate=1, available=0) == ""
     told = memory.doubt(compiled, images=8, accumulate=1, available=need // 100)
-    assert "one image at a time (--config.train.accumulate=8)" in told
+    assert "one image at a time (--config.train.accumulate=8): take that and a smaller" in told
 
 
 def test_the_limit_of_this_machine():

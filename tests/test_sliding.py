@@ -115,6 +115,17 @@ def test_photos_of_any_size_share_batches():
     assert results["otseg_plus"] == summary
 
 
+def test_batches_are_full_where_every_photo_is_one_window():
+    batches = []
+
+    def counted(batch):
+        batches.append(np.any(batch, axis=(1, 2, 3)).sum())
+        return {"otseg": jnp.zeros((len(batch), 7, 4, 4))}
+
+    sliding.evaluate(counted, examples([(32, 32)] * 20), VOCABULARY, asked(), HOW, total=20)
+    assert batches == [4] * 5
+
+
 def slide_plain(predict, image, size, output):
     height, width = image.shape[:2]
     total, weight = np.zeros((7, height, width)), np.zeros((height, width))

@@ -39,10 +39,11 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def size(path: Path) -> tuple[int, int]:
-    """Height and width of what `photo` returns, from the header; errors as of `photo`."""
+    """Height and width of what `photo` returns, mostly from the header; errors as there."""
 
     def upright(image: ImageFile.ImageFile) -> tuple[int, int]:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        turns = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        turned = turns and image.format != "TIFF"  # Pillow turns the size of one as it opens it
         return (image.width, image.height) if turned else (image.height, image.width)
 
     return _opened(path, upright)

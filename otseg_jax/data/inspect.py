@@ -40,7 +40,7 @@ class Findings:
         values: pixels of each value in the files.
         wrong: pixels of each value that means nothing.
         files: masks that hold such values.
-        unreadable: masks that cannot be read.
+        unreadable: masks that cannot be read, or whose photo cannot, or has another size.
         problems: why a run would fail or learn nothing, so that it should stop.
         doubts: what looks like a mistake, so that a person should be told.
     """
@@ -81,7 +81,7 @@ def inspect(
     return found
 
 
-def telling_all(
+def tell_all(
     examples: Iterator[Example], split: Folder | Shapes, *, threads: int
 ) -> Iterator[Example]:
     """Examples of a split; at a mask that is wrong, all that are wrong are told of at once.

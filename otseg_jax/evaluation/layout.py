@@ -42,6 +42,11 @@ class Grid:
     canvas: tuple[int, int] = field(metadata=STATIC)
     mirrored: bool = field(metadata=STATIC)
 
+    @property
+    def cells(self) -> int:
+        """Scores of a word half-way."""
+        return len(self.origins) * self.window[0] * self.window[1]
+
     def half(
         self, logits: Float[Array, "c n gh gw"], offset: Float[Array, " c"]
     ) -> Float[Array, "c h w"]:
@@ -75,6 +80,11 @@ class Axes:
 
     down: Any  # f32[H, p]
     across: Any  # f32[W, q]
+
+    @property
+    def cells(self) -> int:
+        """Scores of a word half-way."""
+        return self.down.shape[1] * self.across.shape[0]
 
     def half(
         self, logits: Float[Array, "c p q"], offset: Float[Array, " c"]

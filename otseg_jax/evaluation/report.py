@@ -203,17 +203,15 @@ def evaluate_split(
 
     # Every n-th photo is what the first of n processes would read.
     chosen = photos(len(source), images)
-    examples = inspect.telling_all(
-        pipeline.eval_examples(
-            source,
-            lambda example: {**example, "views": look(example["image"])},
-            process_count=chosen.step,
-            threads=data.threads,
-            buffer=data.buffer,
-        ),
+    examples = pipeline.eval_examples(
         source,
+        lambda example: {**example, "views": look(example["image"])},
+        process_count=chosen.step,
         threads=data.threads,
+        buffer=data.buffer,
     )
+    if jax.process_count() == 1:  # of several the others would wait
+        examples = inspect.tell_all(examples, source, threads=data.threads)
 
     def watched() -> Iterator[Mapping[str, Any]]:
         for number, example in enumerate(examples):

@@ -262,7 +262,8 @@ def _predicted(
             alike.append((photos[-1], place, image))
             if len(alike) == how.batch_size:
                 flush(image.shape)
-        if len(photos) > how.batch_size:  # a rare size does not keep others waiting
+        # a rare size does not keep others waiting; as many again may be under way
+        if len(photos) > 2 * how.batch_size:
             for shape in [*waiting]:
                 flush(shape)
         yield from whole()

@@ -29,6 +29,7 @@ from otseg_jax.models.training_free import TrainingFreeConfig, average
 
 CELLS = 1 << 24  # scores at the size of the photo at a time, unless one word has more
 MOST = 64  # words at a time, over all views
+HALVES = 1 << 27  # scores half-way at a time, over all views
 BAND = windows.BUCKET  # rows that words are compared on, one after the other, in the cache
 
 
@@ -60,7 +61,8 @@ class Stitched:
         """
         count = len(self.asked.class_of)
         most = min(CELLS // ((rows or self.output[0]) * self.output[1]), MOST)
-        most = max(most // len(self.layouts), 1)
+        most = min(most // len(self.layouts), HALVES // sum(where.cells for where in self.layouts))
+        most = max(most, 1)
         step = -(-count // -(-count // most))
         for first in range(0, count, step):
             part = slice(first, first + step)
@@ -149,14 +151,17 @@ def _enlarged(
     goes by it."""
     image = max((view.image for view in views if not view.mirrored), key=np.size)
     axes = layout.stretched(image.shape[:2], size, output)
-    seen = pixels.normalised(jnp.asarray(image), mean=how.mean, std=how.std)
-    photo = layout.fill(np.moveaxis(np.asarray(seen, np.float32), -1, 0))
-    return _resized(photo, axes, np.array(size, np.int32))
+    scale = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    photo = layout.fill(np.moveaxis(image, -1, 0))
+    return _resized(photo, axes, np.array(size, np.int32), *scale)
 
 
 @jax.jit
-def _resized(image: Array, axes: layout.Axes, end: Array) -> Float[Array, "c H W"]:
-    return pamr.edged(einsum("hp, cpq, wq -> chw", axes.down, image, axes.across), end)
+def _resized(
+    image: Array, axes: layout.Axes, end: Array, mean: Array, std: Array
+) -> Float[Array, "3 H W"]:
+    seen = pixels.normalised(jnp.moveaxis(image, 0, -1), mean=mean, std=std)
+    return pamr.edged(einsum("hp, pqc, wq -> chw", axes.down, seen, axes.across), end)
 
 
 @partial(jax.jit, static_argnames="output")

@@ -15,7 +15,8 @@ def normalised(
     """(image - mean) / std per channel, and 0, the mean colour, where no photo is.
 
     Args:
-        image: red, green, blue, and whether a photo is there; what is no bytes is normalised.
+        image: red, green, blue, and whether a photo is there; what is no bytes is normalised
+            already, and stays.
         mean: of each channel, in 0..255.
         std: likewise.
 

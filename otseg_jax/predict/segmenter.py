@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from otseg_jax import paths, sharding
 from otseg_jax.checkpoints.pretrained import Model
 from otseg_jax.data import classes, decode, transforms
-from otseg_jax.data.transforms import Photo, View
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
@@ -140,7 +140,7 @@ class Segmenter:
 
     def scores(
         self,
-        image: Photo,
+        image: Shaped[np.ndarray, "h w c"],
         words: Iterable[str] | None = None,
         *,
         size: tuple[int, int] | None = None,
@@ -161,6 +161,11 @@ class Segmenter:
         """
         method = self._output(method) if method else self.method
         vectors, image = self._vectors.of(self._question(words, None)), np.asarray(image)
+        if image.dtype == np.uint8 and image.shape[2:] != (4,):
+            raise ValueError(
+                f"image is uint8{list(image.shape)}, wanted what `prepare` gives, uint8[h, w, 4]: "
+                "scores(segmenter.prepare(photo))"
+            )
         views = (View(image),)
         found = self._match(self._look(views), vectors, method)
         height, width = size or image.shape[:2]

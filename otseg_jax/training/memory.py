@@ -22,8 +22,13 @@ def limit(device: jax.Device) -> int:
 
 
 def needed(compiled: Compiled) -> tuple[int, int]:
-    """Bytes of a compiled function on each device: what it is given and returns, and its own."""
+    """Bytes of a compiled function on each device: what it is given and returns, and its own.
+
+    Both are 0 where a backend does not tell.
+    """
     found: Any = compiled.memory_analysis()
+    if found is None:
+        return 0, 0
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return held, found.temp_size_in_bytes
 
@@ -49,6 +54,6 @@ def doubt(compiled: Compiled, *, images: int, accumulate: int, available: int) -
     if enough:
         return f"{told}: --config.train.accumulate={n} takes {then}, with the same gradient"
     return (
-        f"{told}, and {then} one image at a time (--config.train.accumulate={n}): take a smaller "
-        "--config.data.crop, or --config.model.remat=True"
+        f"{told}, and {then} one image at a time (--config.train.accumulate={n}): take that and a "
+        "smaller --config.data.crop, or --config.model.remat=True"
     )

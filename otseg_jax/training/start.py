@@ -103,4 +103,6 @@ def batches(options: Settings, split: Split, done: int) -> Iterator[dict[str, np
         threads=data.threads,
         buffer=data.buffer,
     )
-    return inspect.telling_all(found, split, threads=data.threads)
+    if jax.process_count() > 1:  # the others would wait
+        return found
+    return inspect.tell_all(found, split, threads=data.threads)

@@ -223,6 +223,11 @@ ROWS = [
         "seen_offset=5", nothing, r"seen_offset=5\.0: wanted a number in \[0, 1\]", seen_offset=5.0
     ),
     Row(
+        "scores of a photo that was not prepared",
+        lambda _: segmenter().scores(PHOTO),
+        r"uint8\[20, 30, 3\], wanted what `prepare` gives, .*scores\(segmenter\.prepare\(photo",
+    ),
+    Row(
         "method='zegclip' of an OTSeg",
         lambda _: segmenter().scores(segmenter().prepare(PHOTO), method="zegclip"),
         r"method='zegclip': this model has otseg",
