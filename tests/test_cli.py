@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from otseg_jax import cli
+from otseg_jax import cli, config_file
 
 ROOT = Path(__file__).parent.parent
 SMALL = shlex.split("""--config.data.crop=32 --config.data.scale=32,32 --config.data.images.train=4
@@ -183,7 +183,7 @@ RAISES = {
 @pytest.mark.parametrize("code", RAISES)
 def test_only_what_this_package_raises_is_one_line(code):
     """JAX takes its frames out of a traceback, and C has none: both end in our own code."""
-    program = compile(code, cli.PACKAGE / "sample.py", "exec")
+    program = compile(code, config_file.PACKAGE / "sample.py", "exec")
     names = {"jax": jax, "jnp": jax.numpy, "np": np}
     with pytest.raises(SystemExit if RAISES[code] else (ValueError, OSError)):
         cli.run(lambda: exec(program, names))
