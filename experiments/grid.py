@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from otseg_jax.evaluation import report
+from otseg_jax.settings import Settings
 from otseg_jax.weights import hub
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +143,15 @@ def _run(cell: Cell, runs: Path, cores: queue.Queue) -> None:
         cores.put(core)
     if code:
         sys.exit(f"{cell.name} ended with status {code}: see {folder / 'log.txt'}")
+
+
+def evaluate(options: Settings, *, digits: int = 2) -> dict[str, dict[str, float]]:
+    """Percent by output and measure, as `otseg_jax.main --mode=eval` finds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        report.evaluate(options, folder)
+        found = json.loads((Path(folder) / report.RESULTS).read_text())
+    measures = ("miou", *MEASURES)
+    return {name: {m: round(row[m], digits) for m in measures} for name, row in found.items()}
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:

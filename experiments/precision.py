@@ -8,14 +8,12 @@ elsewhere, as another seed does.)
 """
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from configs import shapes
 from experiments import grid, table1
 from otseg_jax import build
-from otseg_jax.evaluation import report
 
 RESULT = Path(__file__).with_suffix(".json")
 DTYPES = ("float32", "bfloat16")
@@ -25,10 +23,7 @@ def evaluate(workdir: Path, dtype: str) -> dict[str, dict[str, float]]:
     """Percent by output and measure, as `main --mode=eval --config.dtype=…` finds them."""
     options = build.settings_of(shapes.get_config())
     options = replace(options, init_from=str(workdir), dtype=dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        report.evaluate(options, folder)
-        found = json.loads((Path(folder) / report.RESULTS).read_text())
-    return {name: {m: round(row[m], 3) for m in grid.MEASURES} for name, row in found.items()}
+    return grid.evaluate(options, digits=3)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ anybody's.
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from experiments import grid, table1
 from otseg_jax import build
 from otseg_jax.checkpoints import pretrained
 from otseg_jax.convert import read
-from otseg_jax.evaluation import report
 from otseg_jax.weights import hub
 
 SHIPPED = hub.find(hub.BUILT_IN, ()).with_name("shapes_model")
@@ -39,11 +37,7 @@ def write(workdir: Path) -> None:
 def evaluate() -> dict[str, dict[str, float]]:
     """Percent by output and measure, of the shipped files."""
     options = replace(build.settings_of(shapes.get_config()), init_from=str(SHIPPED))
-    with tempfile.TemporaryDirectory() as folder:
-        report.evaluate(options, folder)
-        found = json.loads((Path(folder) / report.RESULTS).read_text())
-    measures = ("miou", *grid.MEASURES)
-    return {name: {m: round(row[m], 2) for m in measures} for name, row in found.items()}
+    return grid.evaluate(options)
 
 
 def main() -> None:

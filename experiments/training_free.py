@@ -7,7 +7,6 @@ validation split and the packaged CLIP. PAMR is tried on top of the default.
 """
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tqdm import tqdm
 from configs.training_free import shapes
 from experiments import grid
 from otseg_jax import build
-from otseg_jax.evaluation import report
 from otseg_jax.models.training_free import EARLIER, METHODS
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -26,10 +24,8 @@ def evaluate(method: str, *, pamr: bool = False) -> dict[str, float]:
     """Percent by measure, as `main --mode=eval` finds them."""
     options = build.settings_of(shapes.get_config(method))
     options = replace(options, model=replace(options.model, pamr=pamr))
-    with tempfile.TemporaryDirectory() as folder:
-        report.evaluate(options, folder)
-        (found,) = json.loads((Path(folder) / report.RESULTS).read_text()).values()
-    return {m: round(found[m], 2) for m in ("miou", *grid.MEASURES)}
+    (found,) = grid.evaluate(options).values()
+    return found
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ The shipped trained model and the packaged CLIP alone (naclip) on the validation
 """
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from configs.training_free import shapes as alone
 from experiments import grid
 from experiments.shapes_model import SHIPPED
 from otseg_jax import build
-from otseg_jax.evaluation import report
-from otseg_jax.settings import Settings
 
 RESULT = Path(__file__).with_suffix(".json")
 VIEWS = {
@@ -32,15 +29,6 @@ VIEWS = {
 }
 
 
-def evaluate(options: Settings) -> dict[str, dict[str, float]]:
-    """Percent by output and measure."""
-    with tempfile.TemporaryDirectory() as folder:
-        report.evaluate(options, folder)
-        found = json.loads((Path(folder) / report.RESULTS).read_text())
-    measures = ("miou", *grid.MEASURES)
-    return {name: {m: round(row[m], 2) for m in measures} for name, row in found.items()}
-
-
 def main() -> None:
     """Run all views of both, print the table, write the result."""
     models = (
@@ -51,7 +39,7 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     for options, name in tqdm(runs, unit="run", leave=False):
         looked = replace(options, eval=replace(options.eval, **VIEWS[name]))
-        for method, figures in evaluate(looked).items():
+        for method, figures in grid.evaluate(looked).items():
             results.setdefault(method, {})[name] = figures
     rows = [
         [method, name, *map(str, figures.values())]

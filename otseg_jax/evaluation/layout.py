@@ -3,7 +3,7 @@
 logits f32[n, v, gh, gw] of n windows and v words. A trained model's: upsampled to the windows, σ,
 less the offset, averaged on a canvas f32[c, h, w], resized to the photo. Of a CLIP alone, where no
 σ lies between, all of that is two products (`separable`). A mirrored view is turned back by the
-last step. The shapes that are compiled are rounded up, so that photos share them.
+last resizing across. The shapes that are compiled are rounded up, so that photos share them.
 """
 
 from dataclasses import dataclass, field
