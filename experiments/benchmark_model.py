@@ -43,7 +43,7 @@ from otseg_jax.evaluation.words import Words
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
 from otseg_jax.models.outputs import Outputs
-from otseg_jax.training import optim
+from otseg_jax.training import memory, optim
 from otseg_jax.training.step import State, make_train_step
 from otseg_jax.weights import mmseg, names, rules
 
@@ -142,10 +142,12 @@ def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable
         std=(1.0,) * 3,
     )
     state = [State(trainable, jax.jit(optimizer.init)(trainable))]
+    batch = {"image": image, "label": label}
+    compiled = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
+    memory.give_back()  # as `loop` does
 
     def train() -> Any:
-        batch = {"image": image, "label": label}
-        state[0], scalars = step(state[0], frozen, text, batch, jnp.int32(0))
+        state[0], scalars = compiled(state[0], frozen, text, batch, jnp.int32(0))
         return jax.block_until_ready(scalars)
 
     return train

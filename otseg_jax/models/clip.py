@@ -7,7 +7,7 @@ blocks; all else, the last projection included, is float32. Outputs are not norm
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from otseg_jax.models.linear import product
+from otseg_jax.models.recompute import recomputed
 from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, projection
 
 Images: TypeAlias = Float[Array, "b height width 3"]
@@ -192,7 +193,7 @@ class VisionTower(nnx.Module):
             if prompts is not None and i <= prompted:
                 inner = [prompts[i].astype(tokens.dtype)] if i < prompted else []
                 tokens = jnp.concatenate([tokens[:, :1], *inner, tokens[:, -patches:]], axis=1)
-            tokens = _recomputed(block, tokens) if self.remat else block(tokens)
+            tokens = recomputed(block, tokens) if self.remat else block(tokens)
             yield tokens
 
     def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:
@@ -210,27 +211,6 @@ class VisionTower(nnx.Module):
         patches = rearrange(patches, "b h w d -> b (h w) d") + positions[None, 1:]
         first = jnp.broadcast_to(first, (batch, 1, channels))
         return self.ln_pre(jnp.concatenate([first, patches], axis=1))
-
-
-def _recomputed(block: Block, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-    graphdef, state = nnx.split(block)
-
-    def run(state: Any, tokens: Array) -> Array:
-        return nnx.merge(graphdef, state)(tokens)
-
-    def forward(state: Any, tokens: Array) -> tuple[Array, Any]:
-        return run(state, tokens), (state, tokens)
-
-    def backward(saved: Any, gradient: Array) -> Any:
-        state, tokens = saved
-        # `jax.checkpoint` does not help on a CPU: XLA drops its barrier and keeps what is computed
-        # already. A 0 that depends on the gradient makes it another computation.
-        zero = (jnp.abs(gradient[:1, :1, :1]) > 1e30).astype(tokens.dtype)
-        return jax.vjp(run, state, tokens + zero)[1](gradient)
-
-    recomputed = jax.custom_vjp(run)
-    recomputed.defvjp(forward, backward)
-    return recomputed(state, tokens)
 
 
 class TextTower(nnx.Module):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from otseg_jax.models.attention import Heads, attention
 from otseg_jax.models.linear import Linear
+from otseg_jax.models.recompute import recomputed
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -101,7 +102,7 @@ class MLP(nnx.Module):
         self.down = linear(config.mlp_width, config.width, std=outer)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.down(recomputed(ACTIVATIONS[self.activation], self.up(x)))
 
 
 class Block(nnx.Module):
@@ -114,8 +115,8 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        x = x + self.attention(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attention(recomputed(self.ln_1, x))
+        return x + self.mlp(recomputed(self.ln_2, x))
 
 
 def _linear(inputs: int, outputs: int, *, std: float, **options: Any) -> Linear:

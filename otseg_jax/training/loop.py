@@ -160,6 +160,7 @@ class _Run:
             accumulate=train.accumulate,
             available=memory.limit(mesh.local_devices[0]),
         )
+        memory.give_back()
         if told:
             LOGGER.warning(told)
 

@@ -19,7 +19,7 @@ from otseg_jax import sharding
 from otseg_jax.data import regimes
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Maps, Mixture, Outputs, upsample, upsampled_argmax
-from otseg_jax.training import losses, pseudo_labels
+from otseg_jax.training import losses, memory, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
 
@@ -116,7 +116,14 @@ def make_train_step(
         found = loss_sums(maps, images["label"], regime, mixture, **weights)
         return sum(found[0].values()), found
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    frugal = memory.frugal(mesh.devices.flat[0].platform)
+
+    @partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=frugal,
+    )
     def step(
         state: State,
         frozen: Any,

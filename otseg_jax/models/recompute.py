@@ -1,0 +1,37 @@
+"""What is computed again in the backward pass, because that costs less than to keep it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+def recomputed(
+    layer: nnx.Module | Callable[[Array], Array], x: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """layer(x), of which only x is kept for the backward pass.
+
+    Args:
+        layer: one whose result has the shape of x, pure.
+    """
+    graphdef, state = nnx.split(layer) if isinstance(layer, nnx.Module) else (None, ())
+
+    def run(state: Any, x: Array) -> Array:
+        return (nnx.merge(graphdef, state) if graphdef else layer)(x)
+
+    def forward(state: Any, x: Array) -> tuple[Array, Any]:
+        return run(state, x), (state, x)
+
+    def backward(saved: Any, gradient: Array) -> Any:
+        state, x = saved
+        # `jax.checkpoint` does not help on a CPU: XLA drops its barrier and keeps what is computed
+        # already. A 0 that depends on the gradient makes it another computation.
+        zero = (jnp.abs(gradient) > 1e30).astype(x.dtype)
+        return jax.vjp(run, state, x + zero)[1](gradient)
+
+    kept = jax.custom_vjp(run)
+    kept.defvjp(forward, backward)
+    return kept(state, x)
