@@ -49,3 +49,18 @@ def test_a_device_that_is_full_is_one_line():
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: out of memory")
     assert "--config.train.accumulate" in line
+
+
+def test_an_order_of_work_that_holds_less():
+    """The same bits; of six arrays that could be made side by side, few lie there together."""
+
+    def make(x):
+        return sum(jnp.sum(jnp.tanh(x * k) @ jnp.tanh(x.T * k)) for k in range(1, 7))
+
+    x = jnp.ones((400, 400)) / 400
+    plain = jax.jit(make).lower(x).compile()
+    frugal = jax.jit(make).lower(x).compile(compiler_options=memory.frugal("cpu"))
+    assert frugal(x) == plain(x)
+    assert memory.needed(frugal)[1] <= memory.needed(plain)[1]
+    assert memory.frugal("tpu") == {}
+    memory.give_back()

@@ -23,7 +23,7 @@ from otseg_jax.training import losses, memory, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
 
-BLOCK = 16  # classes that are upsampled to the size of the labels at a time
+BLOCK = 4  # classes that are upsampled to the size of the labels at a time
 
 
 class State(NamedTuple):
