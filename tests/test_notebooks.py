@@ -100,10 +100,10 @@ def test_training_goes_on_after_a_disconnect(tmp_path):
     assert shown(ran) == shown(nbformat.read(NOTEBOOKS[TRAINING], as_version=4))
     (train,) = [cell for cell in ran.cells if "metrics.jsonl" in cell.source]
     start = int(text(train).partition("Going on from step ")[2].split()[0])
-    assert 20 <= start < 100
+    assert 20 <= start < 60
     lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
-    assert set(steps) == {*range(5, 101, 5)}
+    assert set(steps) == {*range(5, 61, 5)}
     assert all(steps.count(step) == 1 for step in range(5, start + 1, 5))
     assert json.loads((kept / "results.json").read_text())["otseg_plus"]["miou_unseen"] > 5
 
