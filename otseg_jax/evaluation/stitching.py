@@ -74,6 +74,12 @@ class Stitched:
                 np.pad(self.asked.offset[part], more),
             )
 
+    def only(self, kept: Bool[np.ndarray, " k"]) -> "Stitched":
+        """The same with the words of some classes alone."""
+        places = np.flatnonzero(kept[self.asked.class_of])
+        logits = tuple(z[places] for z in self.logits)
+        return replace(self, logits=logits, asked=self.asked.only(places))
+
     def scores(self, part: Part) -> Float[Array, "c H W"]:
         """Scores of some words, not scaled; what lies past the true size means nothing."""
         end = np.array(self.size, np.int32)

@@ -4,13 +4,13 @@ Scores f32[c, h, w] of c words come in parts, in the order of the classes: what 
 the best of every pixel, so that neither many words nor a large photo fill the memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,15 @@ class Words:
         """One word for each class."""
         numbers = np.arange(len(text), dtype=np.int32)
         return cls(text, numbers, np.asarray(offset, np.float32), len(text))
+
+    def only(self, words: Integer[np.ndarray, " w"]) -> "Words":
+        """Some of them."""
+        return replace(
+            self,
+            text=self.text[words],
+            class_of=self.class_of[words],
+            offset=self.offset[words],
+        )
 
 
 class Best(NamedTuple):
