@@ -162,7 +162,10 @@ def sweep(cell: Cell, runs: Path) -> dict:
         if weight in (0.0, 0.5):
             method = "otseg" if weight == 0.0 else "otseg_plus"
             curve = {str(offset): summary(scores, offset) for offset in OFFSETS}
-            result["offset"][method] = {"curve": curve, "area": offsets.area(list(curve.values()))}
+            result["offset"][method] = {
+                "curve": curve,
+                "area": offsets.area(offsets.front(list(curve.values()))),
+            }
     return result
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -112,12 +113,14 @@ def of_run(metrics_jsonl: str | Path) -> list[Chart]:
     return charts
 
 
-def of_offsets(sweeps: Mapping[str, Curve]) -> list[Chart]:
-    """For each method its figures at every offset, and for all mIoU(S) over mIoU(U)."""
+def of_offsets(curves: Mapping[str, Curve]) -> list[Chart]:
+    """For each method its figures where an offset changes them, for all mIoU(S) over mIoU(U)."""
     charts = []
-    for method, curve in sweeps.items():
+    for method, curve in curves.items():
+        changes = np.flatnonzero(np.diff(curve.seen) != 0.0)
+        shown = slice(*(changes[[0, -1]] + [0, 2] if changes.size else [None]))
         lines = [
-            Line(name, curve.offsets.tolist(), values.tolist())
+            Line(name, curve.offsets[shown].tolist(), values[shown].tolist())
             for name, values in (
                 ("mIoU(S)", curve.seen),
                 ("mIoU(U)", curve.unseen),
@@ -127,7 +130,11 @@ def of_offsets(sweeps: Mapping[str, Curve]) -> list[Chart]:
         mark = (curve.base, f"evaluated at {curve.base:g}")
         across = "subtracted from scores of seen classes"
         charts.append(Chart(method, across, "%", lines, percent=True, mark=mark))
-    lines = [Line(name, c.unseen.tolist(), c.seen.tolist()) for name, c in sweeps.items()]
+    lines = []
+    for method, curve in curves.items():
+        unseen, seen = zip(*curve.front, strict=True)
+        # down to the axes: what is below is the area
+        lines.append(Line(method, [0.0, *unseen, unseen[-1]], [seen[0], *seen, 0.0]))
     title = "seen against unseen"
     return [*charts, Chart(title, "mIoU(U), %", "mIoU(S), %", lines, percent=True, filled=True)]
 
@@ -137,7 +144,8 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.set(xlabel=chart.across, ylabel=chart.up)
     axes.set_prop_cycle(color=_LINES)
     for name, x, y in chart.lines:
-        axes.plot(x, y, "o-" if len(x) < 20 else "-", markersize=3.5, label=name)
+        dotted = len(x) < 20 and not chart.filled
+        axes.plot(x, y, "o-" if dotted else "-", markersize=3.5, label=name)
         if chart.filled:
             axes.fill_between(x, y, alpha=0.15, linewidth=0)
     if chart.mark:
@@ -150,6 +158,8 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.legend(frameon=False, fontsize=9)
     if chart.percent:
         axes.set_ylim(0.0, 100.0)
+    if chart.filled:
+        axes.set_xlim(0.0, 100.0)
 
 
 def _read_series(path: Path) -> dict[str, dict[int, float]]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from otseg_jax import paths
 from otseg_jax.data.classes import IGNORE, Vocabulary
-from otseg_jax.evaluation import charts, figures, metrics
+from otseg_jax.evaluation import charts, figures, metrics, offsets
 from otseg_jax.evaluation.about import About
 from otseg_jax.evaluation.gallery import Shot
 from otseg_jax.evaluation.tally import Evaluation
@@ -98,7 +98,16 @@ def _offsets(evaluation: Evaluation) -> dict[str, Any]:
     why = evaluation.unswept
     if swept and all(np.isnan(curve.harmonic).all() for curve in swept.values()):
         swept, why = {}, "These photos hold no class of one of the halves."
-    return {"curves": swept, "why": why, "charts": charts.of_offsets(swept) if swept else []}
+    if not swept:
+        return {"curves": {}, "why": why}
+    rows = {
+        "offset used": [f"{curve.base:g}" for curve in swept.values()],
+        "hIoU": [_percent(evaluation.results[method]["hiou"]) for method in swept],
+        "best offset": [f"{curve.offsets[curve.best]:g}" for curve in swept.values()],
+        "hIoU there": [_percent(curve.harmonic[curve.best]) for curve in swept.values()],
+        "area of S over U": [_percent(offsets.area(curve.front)) for curve in swept.values()],
+    }
+    return {"curves": swept, "rows": rows.items(), "charts": charts.of_offsets(swept)}
 
 
 def _shown(shot: Shot, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -60,10 +60,10 @@ class Curve(NamedTuple):
         return int(np.nanargmax(self.harmonic))
 
     @property
-    def area(self) -> float:
-        """As `area`."""
+    def front(self) -> list[tuple[float, float]]:
+        """As `front`."""
         defined = ~np.isnan(self.harmonic)
-        return area(np.stack([self.unseen, self.seen], axis=1)[defined].tolist())
+        return front(np.stack([self.unseen, self.seen], axis=1)[defined].tolist())
 
 
 class Sweep:
@@ -137,20 +137,26 @@ def reason_against(how: Inference, labelled: Bool[np.ndarray, " k"]) -> str:
     return ""
 
 
-def area(curve: Sequence[Sequence[float]]) -> float:
-    """Area in percent under mIoU(S) over mIoU(U), of the offsets that none beats in both.
+def front(curve: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """mIoU(U) and mIoU(S) at the offsets that none beats in both, by rising mIoU(U).
 
     Args:
-        curve: mIoU(U) and mIoU(S), whatever follows, at some offsets.
+        curve: both, and whatever follows, at some offsets.
+    """
+    found: list[tuple[float, float]] = []
+    for unseen, seen in sorted(((u, s) for u, s, *_ in curve), reverse=True):
+        if not found or seen > found[-1][1]:
+            found.append((unseen, seen))
+    return found[::-1]
+
+
+def area(front: Sequence[tuple[float, float]]) -> float:
+    """Area in percent under mIoU(S) over mIoU(U) on a front.
 
     Source: Chao et al. 2016 (arXiv 1605.04253), there of accuracies.
     """
-    front: list[tuple[float, float]] = []
-    for unseen, seen in sorted(((u, s) for u, s, *_ in curve), reverse=True):
-        if not front or seen > front[-1][1]:
-            front.append((unseen, seen))
-    (unseen, seen), *_ = front[::-1]
-    corners = sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(front))
+    unseen, seen = front[0]
+    corners = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(front))
     return round((unseen * seen + corners) / 100.0, 2)
 
 
