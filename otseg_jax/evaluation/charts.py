@@ -51,7 +51,7 @@ class Chart(NamedTuple):
     across: str  # what the axis to the right is of
     up: str
     lines: Sequence[Line]
-    percent: bool = False
+    ends: tuple[float, float | None] | None = None  # of the upright axis
     mark: tuple[float, str] | None = None  # an upright line, and its name
     filled: bool = False  # below the lines
 
@@ -103,7 +103,8 @@ def of_run(metrics_jsonl: str | Path) -> list[Chart]:
         names = [name for name in sorted(series) if name.endswith(endings)]
         lines = [Line(n, *zip(*sorted(series[n].items()), strict=True)) for n in names]
         if lines:
-            charts.append(Chart(title, "step", unit, lines, percent=unit == "%"))
+            ends = (0.0, 100.0) if unit == "%" else None
+            charts.append(Chart(title, "step", unit, lines, ends=ends))
     if not charts:
         wanted = ", ".join(ending for _, _, endings in _CHARTS for ending in endings)
         raise ValueError(
@@ -129,14 +130,15 @@ def of_offsets(curves: Mapping[str, Curve]) -> list[Chart]:
         ]
         mark = (curve.base, f"evaluated at {curve.base:g}")
         across = "subtracted from scores of seen classes"
-        charts.append(Chart(method, across, "%", lines, percent=True, mark=mark))
+        charts.append(Chart(method, across, "%", lines, ends=(0.0, None), mark=mark))
     lines = []
     for method, curve in curves.items():
         unseen, seen = zip(*curve.front, strict=True)
         # down to the axes: what is below is the area
         lines.append(Line(method, [0.0, *unseen, unseen[-1]], [seen[0], *seen, 0.0]))
     title = "seen against unseen"
-    return [*charts, Chart(title, "mIoU(U), %", "mIoU(S), %", lines, percent=True, filled=True)]
+    whole = Chart(title, "mIoU(U), %", "mIoU(S), %", lines, ends=(0.0, None), filled=True)
+    return [*charts, whole]
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
@@ -156,10 +158,10 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_AXIS)
     axes.legend(frameon=False, fontsize=9)
-    if chart.percent:
-        axes.set_ylim(0.0, 100.0)
+    if chart.ends:
+        axes.set_ylim(*chart.ends)
     if chart.filled:
-        axes.set_xlim(0.0, 100.0)
+        axes.set_xlim(0.0, None)
 
 
 def _read_series(path: Path) -> dict[str, dict[int, float]]:

@@ -64,10 +64,9 @@ def rivals(
     found = {}
     for name in logits[0]:
         whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
-        every = np.ones(asked.classes, bool)
-        first, second = (whole.only(kept).best(every, sums=False) for kept in (labelled, ~labelled))
-        arrays = (first.label, second.label, first.score - second.score)
-        found[name] = Rivals.of(*(np.asarray(x)[: size[0], : size[1]] for x in arrays))
+        best = whole.best(np.stack([labelled, ~labelled]), sums=False)
+        label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
+        found[name] = Rivals.of(*label, score[0] - score[1])
     return found
 
 

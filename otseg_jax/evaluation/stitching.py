@@ -74,28 +74,23 @@ class Stitched:
                 np.pad(self.asked.offset[part], more),
             )
 
-    def only(self, kept: Bool[np.ndarray, " k"]) -> "Stitched":
-        """The same with the words of some classes alone."""
-        places = np.flatnonzero(kept[self.asked.class_of])
-        logits = tuple(z[places] for z in self.logits)
-        return replace(self, logits=logits, asked=self.asked.only(places))
-
     def scores(self, part: Part) -> Float[Array, "c H W"]:
         """Scores of some words, not scaled; what lies past the true size means nothing."""
         end = np.array(self.size, np.int32)
         return _scores(part, self.layouts, end, self.guide, self.output)
 
-    def best(self, kept: Bool[np.ndarray, " k"], *, sums: bool) -> Best:
+    def best(self, kept: Bool[np.ndarray, "*g k"], *, sums: bool) -> Best:
         """The best word of every pixel, of a class that is kept.
 
         Args:
+            kept: by the classes; of several groups at once, the best of each.
             sums: also what probabilities are computed from.
         """
-        best = words.nothing(*self.output)
+        best = words.nothing(*kept.shape[:-1], *self.output)
         scale, band = self.scale or 1.0, BAND if self.guide is None else None
         for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
-                wins = kept[part.class_of] & (part.class_of >= 0)
+                wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
                 how = self.layouts, np.array(self.size, np.int32), self.guide
                 best = _compare(best, part, wins, scale, *how, sums=sums)
         return best
@@ -207,7 +202,7 @@ def _rows(
 def _compare(
     best: Best,
     part: Part,
-    wins: Bool[Array, " c"],
+    wins: Bool[Array, "c *g"],
     scale: float | Float[Array, ""],
     layouts: tuple[Layout, ...],
     end: Array,
@@ -215,7 +210,7 @@ def _compare(
     *,
     sums: bool,
 ) -> Best:
-    height, width = best.score.shape
+    *groups, height, width = best.score.shape
     found: Any
     if guide is None:
         found, rows = _halves(part, layouts), BAND
@@ -232,6 +227,9 @@ def _compare(
 
         return jax.lax.scan(word, entry[1], (found, part.class_of, wins))[0]
 
-    cut = jax.tree.map(lambda x: x.reshape(-1, rows, width), best)
+    def bands(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*groups, -1, rows, width), -3, 0)
+
     tops = jnp.arange(0, height, rows, dtype=jnp.int32)
-    return jax.tree.map(lambda x: x.reshape(height, width), jax.lax.map(band, (tops, cut)))
+    compared = jax.lax.map(band, (tops, jax.tree.map(bands, best)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -3).reshape(*groups, height, width), compared)

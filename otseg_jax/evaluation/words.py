@@ -4,13 +4,13 @@ Scores f32[c, h, w] of c words come in parts, in the order of the classes: what 
 the best of every pixel, so that neither many words nor a large photo fill the memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,28 +28,22 @@ class Words:
         numbers = np.arange(len(text), dtype=np.int32)
         return cls(text, numbers, np.asarray(offset, np.float32), len(text))
 
-    def only(self, words: Integer[np.ndarray, " w"]) -> "Words":
-        """Some of them."""
-        return replace(
-            self,
-            text=self.text[words],
-            class_of=self.class_of[words],
-            offset=self.offset[words],
-        )
-
 
 class Best(NamedTuple):
-    """Of every pixel: the best word so far, and what its probability is computed from."""
+    """Of every pixel: the best word so far, and what its probability is computed from.
 
-    score: Float[Array, "h w"]
-    label: Int32[Array, "h w"]  # class of the best word
-    peak: Float[Array, "h w"]  # the largest score of all words, also of those that may not win
-    total: Float[Array, "h w"]  # Σ exp(score − peak) over all words
+    There may be several groups of words, with a best each.
+    """
+
+    score: Float[Array, "*g h w"]
+    label: Int32[Array, "*g h w"]  # class of the best word
+    peak: Float[Array, "*g h w"]  # the largest score of all words, also of those that may not win
+    total: Float[Array, "*g h w"]  # Σ exp(score − peak) over all words
 
 
-def nothing(height: int, width: int) -> Best:
+def nothing(*shape: int) -> Best:
     """Before any word; four arrays, as each is given away to the next."""
-    full = partial(jnp.full, (height, width))
+    full = partial(jnp.full, shape)
     return Best(
         full(-jnp.inf, jnp.float32),
         full(0, jnp.int32),
@@ -62,7 +56,7 @@ def compare(
     best: Best,
     scores: Float[Array, "h w"],
     label: Int32[Array, ""],
-    wins: Bool[Array, ""],
+    wins: Bool[Array, "*g"],
     *,
     sums: bool = True,
 ) -> Best:
@@ -70,10 +64,11 @@ def compare(
 
     Args:
         label: its class; what is below 0 only fills up.
-        wins: whether its class may win.
+        wins: whether its class may win, in each group.
         sums: go on with `peak` and `total`, too; else they stay as they are.
     """
-    better = wins & (scores > best.score)
+    scores = jnp.broadcast_to(scores, best.score.shape)
+    better = wins[..., None, None] & (scores > best.score)
     score, found = jnp.where(better, scores, best.score), jnp.where(better, label, best.label)
     if not sums:
         return best._replace(score=score, label=found)
