@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
@@ -67,6 +68,8 @@ def compare(
         wins: whether its class may win, in each group.
         sums: go on with `peak` and `total`, too; else they stay as they are.
     """
+    if wins.ndim:  # else every group would compute the scores again
+        scores = jax.lax.optimization_barrier(scores)
     scores = jnp.broadcast_to(scores, best.score.shape)
     better = wins[..., None, None] & (scores > best.score)
     score, found = jnp.where(better, scores, best.score), jnp.where(better, label, best.label)
