@@ -89,15 +89,15 @@ def work(first: str, second: str) -> None:
 def match(first: Confusions, second: Confusions, places: tuple[str, str]) -> Pair:
     """Pair evaluations photo by photo; a ValueError where they are of different things."""
     problems = []
-    for what, one, other in (
+    for what, ours, theirs in (
         ("class", first.classes, second.classes),
         ("photo", first.photos, second.photos),
     ):
-        for place, mine, others in ((places[0], one, other), (places[1], other, one)):
-            if only := [name for name in mine if name not in set(others)]:
-                problems.append(f"{len(only)} {what} names only in {place}: {some(only)}")
+        for where, mine, others in ((places[0], ours, set(theirs)), (places[1], theirs, set(ours))):
+            if only := [name for name in mine if name not in others]:
+                problems.append(f"{len(only)} {what} names only in {where}: {some(only)}")
             if len(set(mine)) < len(mine):
-                problems.append(f"{what} names repeat in {place}")
+                problems.append(f"{what} names repeat in {where}")
     if not problems and first.classes != second.classes:
         problems.append("the classes are in another order")
     if problems:

@@ -23,9 +23,6 @@ from otseg_jax.predict import Segmentation
 from otseg_jax.predict.loading import SHIPPED_AT
 from otseg_jax.predict.transport import Plan
 
-
-
-
 PHOTO = Shapes("val", size=20)[1]["image"]
 WORDS = "plain purple cross, plain yellow square, striped red square, checked blue square"
 
@@ -356,9 +353,7 @@ def test_in_a_browser(server, visitor, tab, tmp_path):
     page.wait_for_function("old => document.querySelector('#where img').src != old", arg=first)
     entries.filter(has_text="striped red square").click()
     page.wait_for_selector("#legend [aria-pressed=false]")
-    page.wait_for_function(
-        "old => document.querySelector('#overlay img').src != old", arg=before
-    )
+    page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=before)
     page.locator("#save").click()
     page.wait_for_selector("#files a[download]")
     names = page.locator("#files a[download]").evaluate_all("all => all.map(a => a.href)")

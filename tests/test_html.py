@@ -51,7 +51,7 @@ def test_the_page_says_what_was_counted(tmp_path):
     assert "script>" not in page.replace("&lt;script&gt;", "").replace("&lt;/script&gt;", "")
     plain = re.sub(r"<[^>]+>", " ", page)
     for key, label in metrics.ROWS.items():
-        values = [r"{:.1f}".format(found.results[m][key]) for m in ("one", "two")]
+        values = [rf"{found.results[m][key]:.1f}" for m in ("one", "two")]
         assert re.search(rf"{re.escape(label)}\s+{values[0]}\s+{values[1]}\s", plain), key
     assert "No curve. for a reason" in plain
     assert "sky &amp; sea" in plain

@@ -57,8 +57,19 @@ class Chart(NamedTuple):
 
 
 def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
-    """Write the charts of a run as one PNG; errors as of `of_run`."""
+    """Write the charts of a run as one PNG.
+
+    Raises:
+        FileNotFoundError: there is no such log.
+        ValueError: the log holds nothing to draw.
+    """
     charts = of_run(metrics_jsonl)
+    if not charts:
+        wanted = ", ".join(ending for _, _, endings in _CHARTS for ending in endings)
+        raise ValueError(
+            f"{metrics_jsonl}: nothing in it can be drawn; wanted a name that ends in one of "
+            f"{wanted}"
+        )
     figure = Figure(figsize=(5.0 * len(charts), 3.6), layout="constrained", facecolor="white")
     grid = figure.subplots(1, len(charts), squeeze=False)
     for axes, chart in zip(grid[0], charts, strict=True):
@@ -95,7 +106,6 @@ def of_run(metrics_jsonl: str | Path) -> list[Chart]:
 
     Raises:
         FileNotFoundError: there is no such log.
-        ValueError: the log holds nothing to draw.
     """
     series = _read_series(paths.local(metrics_jsonl))
     charts = []
@@ -105,12 +115,6 @@ def of_run(metrics_jsonl: str | Path) -> list[Chart]:
         if lines:
             ends = (0.0, 100.0) if unit == "%" else None
             charts.append(Chart(title, "step", unit, lines, ends=ends))
-    if not charts:
-        wanted = ", ".join(ending for _, _, endings in _CHARTS for ending in endings)
-        raise ValueError(
-            f"{metrics_jsonl}: none of its names {sorted(series)} can be drawn; wanted one that "
-            f"ends in one of {wanted}"
-        )
     return charts
 
 
@@ -170,7 +174,9 @@ def _read_series(path: Path) -> dict[str, dict[int, float]]:
         raise FileNotFoundError(f"{path}: no such log; a run writes it as <workdir>/{LOG}")
     series: dict[str, dict[int, float]] = {}
     broken = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         try:
             record = json.loads(line)
             step = int(record["step"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jinja2
 import numpy as np
 from PIL import Image
@@ -62,6 +63,7 @@ def write(
         run=run,
         shots={kind: [_shown(shot, vocabulary) for shot in some] for kind, some in shots.items()},
         wrong=figures.WRONG,
+        processes=jax.process_count(),
         about=about,
     )
     with paths.atomic(path) as part:

@@ -66,7 +66,7 @@ def rivals(
         whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
         best = whole.best(np.stack([labelled, ~labelled]), sums=False)
         label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
-        found[name] = Rivals.of(*label, score[0] - score[1])
+        found[name] = Rivals.of(label[0], label[1], score[0] - score[1])
     return found
 
 

@@ -19,6 +19,7 @@ from otseg_jax.evaluation.inference import Inference
 from otseg_jax.models.training_free import TrainingFreeConfig
 
 STEP = 0.02
+_MORE = np.float32(np.inf)
 ENDS = 1.0  # scores are in 0..1: from -1, where labelled classes always win, to 1, where they never
 
 
@@ -37,7 +38,8 @@ class Rivals(NamedTuple):
         lead: Float32[np.ndarray, "H W"],
     ) -> "Rivals":
         """From the difference of their scores; of equals the first wins, as among all classes."""
-        return cls(labelled, other, np.where(labelled < other, _more(lead), lead))
+        first = labelled < other
+        return cls(labelled, other, np.nextafter(lead, _MORE, out=lead.copy(), where=first))
 
     @property
     def label(self) -> Int32[np.ndarray, "H W"]:
@@ -158,7 +160,3 @@ def area(front: Sequence[tuple[float, float]]) -> float:
     unseen, seen = front[0]
     corners = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(front))
     return round((unseen * seen + corners) / 100.0, 2)
-
-
-def _more(lead: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-    return np.nextafter(lead, np.float32(np.inf))

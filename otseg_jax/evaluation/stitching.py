@@ -86,7 +86,7 @@ class Stitched:
             kept: by the classes; of several groups at once, the best of each.
             sums: also what probabilities are computed from.
         """
-        best = words.nothing(*kept.shape[:-1], *self.output)
+        best = words.nothing(*self.output, groups=kept.shape[:-1])
         scale, band = self.scale or 1.0, BAND if self.guide is None else None
         for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
@@ -210,7 +210,7 @@ def _compare(
     *,
     sums: bool,
 ) -> Best:
-    *groups, height, width = best.score.shape
+    height, width = best.score.shape[-2:]
     found: Any
     if guide is None:
         found, rows = _halves(part, layouts), BAND
@@ -228,8 +228,10 @@ def _compare(
         return jax.lax.scan(word, entry[1], (found, part.class_of, wins))[0]
 
     def bands(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(*groups, -1, rows, width), -3, 0)
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, rows, width), -3, 0)
+
+    def whole(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, -3).reshape(*x.shape[1:-2], height, width)
 
     tops = jnp.arange(0, height, rows, dtype=jnp.int32)
-    compared = jax.lax.map(band, (tops, jax.tree.map(bands, best)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -3).reshape(*groups, height, width), compared)
+    return jax.tree.map(whole, jax.lax.map(band, (tops, jax.tree.map(bands, best))))

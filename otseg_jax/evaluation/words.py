@@ -5,7 +5,6 @@ the best of every pixel, so that neither many words nor a large photo fill the m
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,18 +37,18 @@ class Best(NamedTuple):
 
     score: Float[Array, "*g h w"]
     label: Int32[Array, "*g h w"]  # class of the best word
-    peak: Float[Array, "*g h w"]  # the largest score of all words, also of those that may not win
-    total: Float[Array, "*g h w"]  # Σ exp(score − peak) over all words
+    peak: Float[Array, "h w"]  # the largest score of all words, also of those that may not win
+    total: Float[Array, "h w"]  # Σ exp(score − peak) over all words
 
 
-def nothing(*shape: int) -> Best:
+def nothing(height: int, width: int, *, groups: tuple[int, ...] = ()) -> Best:
     """Before any word; four arrays, as each is given away to the next."""
-    full = partial(jnp.full, shape)
+    size = height, width
     return Best(
-        full(-jnp.inf, jnp.float32),
-        full(0, jnp.int32),
-        full(-jnp.inf, jnp.float32),
-        full(0.0, jnp.float32),
+        jnp.full((*groups, *size), -jnp.inf, jnp.float32),
+        jnp.full((*groups, *size), 0, jnp.int32),
+        jnp.full(size, -jnp.inf, jnp.float32),
+        jnp.full(size, 0.0, jnp.float32),
     )
 
 
@@ -70,9 +69,9 @@ def compare(
     """
     if wins.ndim:  # else every group would compute the scores again
         scores = jax.lax.optimization_barrier(scores)
-    scores = jnp.broadcast_to(scores, best.score.shape)
-    better = wins[..., None, None] & (scores > best.score)
-    score, found = jnp.where(better, scores, best.score), jnp.where(better, label, best.label)
+    each = jnp.broadcast_to(scores, best.score.shape)
+    better = wins[..., None, None] & (each > best.score)
+    score, found = jnp.where(better, each, best.score), jnp.where(better, label, best.label)
     if not sums:
         return best._replace(score=score, label=found)
     higher = scores - best.peak
