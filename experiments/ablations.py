@@ -12,7 +12,6 @@ the scores of seen classes are swept. Runs that are done are kept, also those of
 """
 
 import dataclasses
-import itertools
 import json
 import sys
 import textwrap
@@ -33,7 +32,7 @@ from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.convert import read, write
 from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.data.shapes import Shapes
-from otseg_jax.evaluation import metrics
+from otseg_jax.evaluation import metrics, offsets
 from otseg_jax.models.clip import VisionTower
 from otseg_jax.predict import Segmenter
 from otseg_jax.training import loop
@@ -163,19 +162,11 @@ def sweep(cell: Cell, runs: Path) -> dict:
         if weight in (0.0, 0.5):
             method = "otseg" if weight == 0.0 else "otseg_plus"
             curve = {str(offset): summary(scores, offset) for offset in OFFSETS}
-            result["offset"][method] = {"curve": curve, "area": area(list(curve.values()))}
+            result["offset"][method] = {
+                "curve": curve,
+                "area": offsets.area(offsets.front(list(curve.values()))),
+            }
     return result
-
-
-def area(curve: list[list[float]]) -> float:
-    """Area in percent under mIoU(S) over mIoU(U), of the offsets that none beats in both."""
-    front: list[tuple[float, float]] = []
-    for unseen, seen, _ in sorted(curve, reverse=True):
-        if not front or seen > front[-1][1]:
-            front.append((unseen, seen))
-    (unseen, seen), *_ = front[::-1]
-    corners = sum((a[0] - b[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(front))
-    return round((unseen * seen + corners) / 100.0, 2)
 
 
 def markdown(result: dict) -> str:

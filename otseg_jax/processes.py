@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Int32, Int64, Integer
 
 from otseg_jax.interrupt import StopOnSignal
 
@@ -71,3 +72,24 @@ def any_asked(stop: StopOnSignal, number: int, *, every: int = 8) -> bool:
     if number % every:
         return False
     return bool(np.any(multihost_utils.process_allgather(np.array(stop.asked))))
+
+
+def total(counts: Integer[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:
+    """The sum of counts over processes, which all have them in one shape; each gets it."""
+    if jax.process_count() == 1:
+        return counts.astype(np.int64)
+    # halves, because JAX would cut 64-bit counts to 32
+    halves = np.stack([counts & 0xFFFFFF, counts >> 24]).astype(np.int32)
+    low, high = np.asarray(multihost_utils.process_allgather(halves), np.int64).sum(0)
+    return low + (high << 24)
+
+
+def joined(columns: Int32[np.ndarray, "r n"]) -> Int32[np.ndarray, "r m"]:
+    """The columns of all processes, of each as many as it has; each gets them."""
+    if jax.process_count() == 1:
+        return columns
+    gather = multihost_utils.process_allgather
+    lengths = np.ravel(gather(np.array(columns.shape[1], np.int32)))
+    spare = ((0, 0), (0, int(lengths.max()) - columns.shape[1]))
+    parts = np.asarray(gather(np.pad(columns, spare)))
+    return np.concatenate([part[:, :n] for part, n in zip(parts, lengths, strict=True)], axis=1)

@@ -1,7 +1,10 @@
 """Shared fixtures: where real data lies, and strict numerics for the whole session."""
 
 import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 # Tests compile far more than they compute: without LLVM's optimisation they take a third of the
 # time. It must be set before jax is imported.
@@ -9,6 +12,11 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 
 import jax
 import pytest
+
+from experiments import demo as browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # virtual devices, so that sharding is tested where there is one CPU
@@ -46,3 +54,23 @@ def photos() -> Path:
 def clip_files() -> Path:
     """Folder of the real CLIP tokenizer, position embedding and text embeddings."""
     return _external("clip")
+
+
+@pytest.fixture
+def tab() -> "Iterator[Page]":
+    """An empty tab of Chromium."""
+    for what, there in (
+        ("Chromium (apt-get install chromium)", browser.CHROMIUM),
+        ("Playwright (pip install playwright)", find_spec("playwright")),
+    ):
+        if not there:
+            missing(what)
+    with browser.opened() as page:
+        yield page
+
+
+def missing(what: str) -> NoReturn:
+    """What the tests' extra or the system lacks: a failure in CI, elsewhere a reason to skip."""
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(f"{what} must be there in CI")
+    pytest.skip(f"{what} is not installed")

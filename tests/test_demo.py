@@ -2,7 +2,6 @@
 
 import html
 import json
-import os
 import re
 import threading
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import missing
 
 from experiments import demo as browser
 from experiments.hostile import hostile, picture, png
@@ -22,14 +22,6 @@ from otseg_jax.demo.answers import EVERY, LEAST, Answers, Question
 from otseg_jax.predict import Segmentation
 from otseg_jax.predict.loading import SHIPPED_AT
 from otseg_jax.predict.transport import Plan
-
-
-def missing(what: str) -> None:
-    """What the tests' extra or the system lacks: a failure in CI, elsewhere a reason to skip."""
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(f"{what} must be there in CI")
-    pytest.skip(f"{what} is not installed")
-
 
 PHOTO = Shapes("val", size=20)[1]["image"]
 WORDS = "plain purple cross, plain yellow square, striped red square, checked blue square"
@@ -321,65 +313,58 @@ def test_no_file_of_the_server_is_readable(server, visitor, tmp_path):
     assert "root:" not in said
 
 
-def test_in_a_browser(server, visitor, tmp_path):
-    if not browser.CHROMIUM:
-        missing("Chromium (apt-get install chromium)")
-    if find_spec("playwright") is None:
-        missing("Playwright (pip install playwright)")
-    address, _ = server
+def test_in_a_browser(server, visitor, tab, tmp_path):
+    (address, _), page = server, tab
     (tmp_path / "mine.png").write_bytes(png(Shapes("val", size=20)[5]["image"]))
-    with browser.opened() as page:
-        wrong = []
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda r: elsewhere.append(r.url) if not local(r.url) else None)
-        elsewhere = []
+    wrong = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: elsewhere.append(r.url) if not local(r.url) else None)
+    elsewhere = []
 
-        def local(url):
-            return url.startswith((address, "data:", "blob:"))
+    def local(url):
+        return url.startswith((address, "data:", "blob:"))
 
-        page.goto(address)
-        page.wait_for_selector("#legend .entry")  # the first sample, without a click
-        first = page.evaluate(LEGEND)
-        page.locator("#samples button").nth(1).click()
-        page.wait_for_function(f"old => {LEGEND} != old", arg=first)
-        page.locator("#photo button[aria-label='Remove Image']").click()
-        page.get_by_text("Give a photo").wait_for()
-        page.locator("#words textarea").fill("striped red square, plain green triangle, <b>x</b>")
-        page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
-        entries = page.locator("#legend button.entry")
-        page.wait_for_function(
-            "[...document.querySelectorAll('#legend .entry span')]"
-            ".some(e => e.textContent == 'plain green triangle')"
-        )
-        page.wait_for_function("document.querySelectorAll('#legend .entry').length <= 4")
-        before = picture_of(page)
-        browser.click_pixel(page, 0.2, 0.4)
-        note = page.locator("#bars .note").first
-        assert "is striped red square" in note.inner_text()
-        assert page.locator("#bars .bar").count() == 18
-        assert page.locator("#bars .bar:visible").count() == 12
-        shares = [float(t.split()[0]) for t in page.locator("#bars .bar b").all_text_contents()]
-        assert sum(shares[:6]) == pytest.approx(100, abs=0.1)
-        first = page.evaluate("document.querySelector('#where img').src")  # before the click
-        page.locator("#bars .bar").nth(5).click()
-        page.wait_for_function("old => document.querySelector('#where img').src != old", arg=first)
-        entries.filter(has_text="striped red square").click()
-        page.wait_for_selector("#legend [aria-pressed=false]")
-        page.wait_for_function(
-            "old => document.querySelector('#overlay img').src != old", arg=before
-        )
-        page.locator("#save").click()
-        page.wait_for_selector("#files a[download]")
-        names = page.locator("#files a[download]").evaluate_all("all => all.map(a => a.href)")
-        assert {Path(name).suffix for name in names} == {".png", ".jpg", ".json"}
-        saved = visitor.http.get(next(name for name in names if name.endswith(".json"))).json()
-        assert "plain green triangle" in saved["names"]
-        page.set_viewport_size({"width": 390, "height": 844})
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 390
-        assert not wrong
-        assert not elsewhere
+    page.goto(address)
+    page.wait_for_selector("#legend .entry")  # the first sample, without a click
+    first = page.evaluate(LEGEND)
+    page.locator("#samples button").nth(1).click()
+    page.wait_for_function(f"old => {LEGEND} != old", arg=first)
+    page.locator("#photo button[aria-label='Remove Image']").click()
+    page.get_by_text("Give a photo").wait_for()
+    page.locator("#words textarea").fill("striped red square, plain green triangle, <b>x</b>")
+    page.locator("#photo input[type=file]").set_input_files(tmp_path / "mine.png")
+    entries = page.locator("#legend button.entry")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#legend .entry span')]"
+        ".some(e => e.textContent == 'plain green triangle')"
+    )
+    page.wait_for_function("document.querySelectorAll('#legend .entry').length <= 4")
+    before = picture_of(page)
+    browser.click_pixel(page, 0.2, 0.4)
+    note = page.locator("#bars .note").first
+    assert "is striped red square" in note.inner_text()
+    assert page.locator("#bars .bar").count() == 18
+    assert page.locator("#bars .bar:visible").count() == 12
+    shares = [float(t.split()[0]) for t in page.locator("#bars .bar b").all_text_contents()]
+    assert sum(shares[:6]) == pytest.approx(100, abs=0.1)
+    first = page.evaluate("document.querySelector('#where img').src")  # before the click
+    page.locator("#bars .bar").nth(5).click()
+    page.wait_for_function("old => document.querySelector('#where img').src != old", arg=first)
+    entries.filter(has_text="striped red square").click()
+    page.wait_for_selector("#legend [aria-pressed=false]")
+    page.wait_for_function("old => document.querySelector('#overlay img').src != old", arg=before)
+    page.locator("#save").click()
+    page.wait_for_selector("#files a[download]")
+    names = page.locator("#files a[download]").evaluate_all("all => all.map(a => a.href)")
+    assert {Path(name).suffix for name in names} == {".png", ".jpg", ".json"}
+    saved = visitor.http.get(next(name for name in names if name.endswith(".json"))).json()
+    assert "plain green triangle" in saved["names"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390
+    assert not wrong
+    assert not elsewhere
 
 
 LEGEND = "document.querySelector('#legend').innerText"

@@ -81,16 +81,6 @@ def test_means_and_deviations_are_those_of_the_seeds():
         np.testing.assert_allclose(figure["std"], np.std(figure["each"], ddof=1), atol=0.011)
 
 
-def test_area_under_seen_over_unseen():
-    """A curve of constant seen mIoU is a rectangle, a straight trade-off a triangle."""
-    assert ablations.area([[50.0, 80.0, 0.0], [20.0, 80.0, 0.0]]) == 40.0
-    straight = [[x, 100.0 - x, 0.0] for x in (0.0, 30.0, 60.0, 100.0)]
-    assert ablations.area(straight) == 50.0
-    # worse in both than another offset: not part of the trade-off
-    assert ablations.area([*straight, [10.0, 20.0, 0.0], [55.0, 45.0, 0.0]]) == 50.0
-    assert ablations.area([*straight, [40.0, 10.0, 0.0]]) == 50.0
-
-
 def test_the_benchmark_of_mps_is_whole_and_the_readme_states_it():
     result = json.loads((FOLDER / "benchmark_mps.json").read_text())
     cases = {(case["problems"], case["prompts"], case["epsilon"]): case for case in result["cases"]}

@@ -1,7 +1,5 @@
 """Figures: colour maps against a plain loop, PNG files read back with Pillow."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -218,46 +216,3 @@ def test_all_bad_rows_of_a_panel_are_named_at_once(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         figures.panel(tmp_path / "panel.png", [], PETS)
     assert not list(tmp_path.iterdir())
-
-
-def _write_log(path, records) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def _run(steps, scale=1.0) -> list[dict]:
-    return [
-        {"step": t, "loss": scale * 3 / (1 + t), "learning_rate": 1e-4, "otseg+/hiou": scale * t}
-        for t in steps
-    ]
-
-
-def test_curves_of_a_resumed_run_are_those_of_an_uninterrupted_one(tmp_path):
-    _write_log(tmp_path / "whole.jsonl", _run(range(30)))
-    _write_log(tmp_path / "resumed.jsonl", _run(range(15)) + _run(range(15, 22), scale=2.0))
-    with (tmp_path / "resumed.jsonl").open("a") as log:
-        log.write('{"step": 22, "loss": 1.\n')
-        log.writelines(json.dumps(record) + "\n" for record in _run(range(15, 30)))
-        log.write('{"step": 30, "lo')
-    for name in ("whole", "resumed"):
-        figures.curves(tmp_path / f"{name}.png", tmp_path / f"{name}.jsonl")
-    np.testing.assert_array_equal(_read(tmp_path / "whole.png"), _read(tmp_path / "resumed.png"))
-
-
-def test_curves_draw_one_chart_for_each_kind_of_scalar(tmp_path):
-    _write_log(tmp_path / "metrics.jsonl", _run(range(5)))
-    figures.curves(tmp_path / "three.png", tmp_path / "metrics.jsonl")
-    records = [{"step": t, "miou_seen": 50.0, "miou_unseen": None, "note": "x"} for t in range(5)]
-    _write_log(tmp_path / "metrics.jsonl", records)
-    figures.curves(tmp_path / "one.png", tmp_path / "metrics.jsonl")
-    three, one = _read(tmp_path / "three.png"), _read(tmp_path / "one.png")
-    assert three.shape[1] == 3 * one.shape[1]
-    line = (0x35, 0x63, 0xB8)
-    assert all(_pixels(chart, line) > 300 for chart in (one, *np.split(three, 3, axis=1)))
-
-
-def test_a_log_that_cannot_be_drawn_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.jsonl: no such log"):
-        figures.curves(tmp_path / "curves.png", tmp_path / "absent.jsonl")
-    _write_log(tmp_path / "metrics.jsonl", [{"step": 1, "images_per_second": 9.0}])
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: none of its names .*images_per_second"):
-        figures.curves(tmp_path / "curves.png", tmp_path / "metrics.jsonl")

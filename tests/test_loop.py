@@ -53,7 +53,8 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("checkpoints", "metrics.jsonl", "results.json", "predictions.png", "curves.png")
+        *("checkpoints", "metrics.jsonl", "results.json", "predictions.png", "curves.png"),
+        *("confusions.npz", "report.html"),
     }
     results = json.loads((finished / "results.json").read_text())
     assert set(results) == {"otseg", "otseg_plus"}
@@ -76,6 +77,36 @@ def test_a_run_leaves_what_it_promises(finished):
     assert (described.mean, described.std) == common.CLIP
     for digest in ("vocabulary_hash", "clip_fingerprint", "text_fingerprint"):
         assert len(getattr(described, digest)) == 64
+
+
+def test_the_report_in_a_browser(finished, tab):
+    """At the width of a desk and of a phone: whole, without an error, and alone."""
+    page, path = tab, finished / "report.html"
+    assert path.stat().st_size < 8_000_000
+    wrong, asked = [], []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    for width in (1500, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    pictures = page.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
+    assert len(pictures) == 6 * 4, "six photos, each with truth, prediction and errors"
+    assert all(pictures)
+    # three charts of the offset, and three of the training
+    sizes = page.locator("svg").evaluate_all("all => all.map(s => s.getBoundingClientRect().width)")
+    assert len(sizes) == 6
+    assert min(sizes) > 200
+    results = json.loads((finished / "results.json").read_text())
+    rows = page.locator("table").first.locator("tbody tr").all_inner_texts()
+    found = {row.split()[0]: [*map(float, row.split()[1:])] for row in rows}
+    assert found["hIoU"] == [round(results[name]["hiou"], 1) for name in ("otseg", "otseg_plus")]
+    said = page.locator("body").inner_text()
+    assert f"{finished}, step 4" in said
+    assert "6 photos" in said
+    assert not wrong
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(

@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 # Each refusal is caught, so that one pair of processes, which takes seconds to start, shows all.
 CODE = """
 import json, sys, jax, small
+import numpy as np
 from otseg_jax import build, cli, processes
 from otseg_jax.checkpoints import lock
 
@@ -43,7 +44,11 @@ held = ended(lambda: lock.hold(used).__enter__())
 learnt = ended(labels)
 # all wait within another that all wait in
 missing = ended(lambda: processes.together(build.open_split)(elsewhere, "train"))
-print(json.dumps([held, learnt, missing, ended(lambda: lock.hold(own + "/run").__enter__())]))
+mine = np.full((2, 3 * jax.process_index() + 1), 7 + jax.process_index(), np.int32)
+counts = np.array([2**40 + jax.process_index(), 5])
+summed = [processes.total(counts).tolist(), processes.joined(mine).tolist()]
+last = ended(lambda: lock.hold(own + "/run").__enter__())
+print(json.dumps([held, learnt, missing, last, summed]))
 """
 
 
@@ -75,4 +80,6 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
     assert f"used is in use by process {os.getpid()}" in first[0]
     assert "there is nothing to learn" in first[1]
     assert "nowhere is not a folder" in second[2]
-    assert [first[2:], second[:2], second[3]] == [[1, 0], [1, 1], 0]
+    assert [first[2:4], second[:2], second[3]] == [[1, 0], [1, 1], 0]
+    # counts beyond 32 bits, and columns of which each has another number
+    assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2]

@@ -89,6 +89,9 @@ def test_shapes_by_a_clip_alone_is_the_argmax_of_its_cosines(tmp_path):
     want = metrics.summary(counts, split.vocabulary.names, split.vocabulary.unseen)
     got = json.loads((tmp_path / "run" / report.RESULTS).read_text())
     assert got.keys() == {"naclip"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No curve. A CLIP alone" in page
+    assert "naclip runs the CLIP as it is" in page
     # in points: rounding decides pixels at which two words are as likely
     assert got["naclip"]["hiou"] == pytest.approx(want["hiou"], abs=0.02)
     assert got["naclip"]["iou"] == pytest.approx(want["iou"], abs=0.1)

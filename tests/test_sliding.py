@@ -1,5 +1,7 @@
 """Sliding windows and scores against the authors' numbers, and photos of any size in one pass."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, metrics, sliding, windows
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
 from otseg_jax.models.outputs import upsample
@@ -90,15 +93,17 @@ def test_photos_of_any_size_share_batches():
         batches.append(batch.shape)
         return predict(batch)
 
-    results = sliding.evaluate(
+    tally = Tally(VOCABULARY, ["otseg", "otseg_plus"])
+    sliding.evaluate(
         counted,
         examples(sizes),
-        VOCABULARY,
         asked(),
         HOW,
+        tally,
         total=len(sizes),
         on_photo=lambda number, example, maps: found.update({number: maps}),
     )
+    results = tally.finished(dataset="", main="otseg").results
     assert set(batches) == {(4, 32, 32, 3)}, "one shape, so one compile"
     assert set(results) == {"otseg", "otseg_plus"}
     counts = np.zeros((7, 7), np.int64)
@@ -115,6 +120,36 @@ def test_photos_of_any_size_share_batches():
     assert results["otseg_plus"] == summary
 
 
+def test_a_swept_evaluation_finds_the_same_labels():
+    """As one without, and at another offset what the curve says of it."""
+    predict, sizes = make_predict(), [(48, 72), (20, 40)]
+    labelled, methods = OFFSET > 0, ["otseg", "otseg_plus"]
+
+    def evaluated(asked, **options):
+        maps, tally = {}, Tally(VOCABULARY, methods, **options)
+
+        def on_photo(number, example, found):
+            maps.update({(number, name): labels for name, labels in found.items()})
+
+        sliding.evaluate(predict, examples(sizes), asked, HOW, tally, total=2, on_photo=on_photo)
+        return maps, tally.finished(dataset="", main="otseg")
+
+    plain, one = evaluated(asked())
+    swept, other = evaluated(asked(), labelled=labelled, offset=0.1)
+    assert plain.keys() == swept.keys()
+    for key, labels in plain.items():
+        np.testing.assert_array_equal(labels, swept[key])
+    assert not one.sweeps
+    _, third = evaluated(replace(asked(), offset=OFFSET + np.float32(0.06) * labelled))
+    for method in methods:
+        curve = other.sweeps[method].curve(VOCABULARY.unseen)
+        for evaluation, offset in ((one, 0.1), (third, 0.16)):
+            place = int(np.flatnonzero(curve.offsets == offset)[0])
+            found = evaluation.results[method]
+            assert curve.harmonic[place] == pytest.approx(found["hiou"], abs=0.02)
+            assert curve.seen[place] == pytest.approx(found["miou_seen"], abs=0.02)
+
+
 def test_batches_are_full_where_every_photo_is_one_window():
     batches = []
 
@@ -122,7 +157,8 @@ def test_batches_are_full_where_every_photo_is_one_window():
         batches.append(np.any(batch, axis=(1, 2, 3)).sum())
         return {"otseg": jnp.zeros((len(batch), 7, 4, 4))}
 
-    sliding.evaluate(counted, examples([(32, 32)] * 20), VOCABULARY, asked(), HOW, total=20)
+    tally = Tally(VOCABULARY, ["otseg"])
+    sliding.evaluate(counted, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
     assert batches == [4] * 5
 
 

@@ -22,7 +22,7 @@ LADDER = [
     {"build"},
     {"evaluation", "convert"},
     {"training", "predict"},
-    {"main", "demo", "doctor", "__main__"},
+    {"main", "compare", "demo", "doctor", "__main__"},
 ]
 STEP = {room: step for step, rooms in enumerate(LADDER) for room in rooms}
 

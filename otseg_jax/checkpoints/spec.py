@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from otseg_jax import fields, settings
 from otseg_jax.data import regimes
@@ -91,8 +91,12 @@ class Spec:
         offset = asked
         if offset is None:
             offset = self.seen_offset if self.knows(names) else 0.0
+        return (offset * self.were_labelled(names)).astype(np.float32)
+
+    def were_labelled(self, names: Sequence[str]) -> Bool[np.ndarray, " k"]:
+        """Which classes carry the name of one that was trained with labels."""
         labelled = self.labelled
-        return np.array([offset * (spelt(name) in labelled) for name in names], np.float32)
+        return np.array([spelt(name) in labelled for name in names], bool)
 
 
 def describe(options: Settings, vocabulary: Vocabulary) -> Spec:

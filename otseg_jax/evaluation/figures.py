@@ -1,11 +1,9 @@
-"""Pictures of labels and of training: colour maps, overlays, panels and curves, written as PNG.
+"""Pictures of labels: colour maps, overlays and panels, written as PNG.
 
 Images are RGB in 0..255, labels hold class ids or `IGNORE`, a palette is `Vocabulary.palette`.
 Ignored pixels are white in a colour map and keep the photo in an overlay. Missing folders are made.
 """
 
-import json
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +18,6 @@ from otseg_jax import paths
 from otseg_jax.data.classes import IGNORE, Vocabulary
 from otseg_jax.data.codings import IGNORE_8_BIT, IGNORE_16_BIT
 
-LOGGER = logging.getLogger(__name__)
-
 Image3 = UInt8[np.ndarray, "h w 3"]
 LabelMap = Integer[np.ndarray, "h w"]
 Palette = Sequence[tuple[int, int, int]]
@@ -30,19 +26,13 @@ Palette = Sequence[tuple[int, int, int]]
 Row = tuple[UInt8[np.ndarray, "_ _ 3"], *tuple[Integer[np.ndarray, "_ _"], ...]]
 
 IGNORE_COLOUR = (255, 255, 255)
+WRONG = (224, 32, 120)
 MOST_NAMES = 40  # in a legend
 
-# title and unit of each chart of a run, and how the names of the scalars in it end
-_CHARTS = (
-    ("loss", "", ("loss", "focal", "dice")),
-    ("learning rate", "", ("learning_rate",)),
-    ("mIoU", "%", ("miou_seen", "miou_unseen", "hiou")),
-)
 _TITLES = ("photo", "truth", "prediction")
 _COLUMNS = 4  # of a legend
 _ALPHA, _FAINT_ALPHA, _PALE = 0.8, 0.22, 0.5
 _INK, _FAINT = "#2b2d33", "#b9bdc6"
-_LINES = ("#3563b8", "#d9622b", "#2f9163", "#8a4fae", "#b8911f", "#5a6270", "#c2417c", "#3aa6b0")
 
 
 def colorize(label: LabelMap, palette: Palette) -> Image3:
@@ -111,7 +101,7 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
         ValueError: no rows, or a row whose arrays differ in size or hold other ids; all in one.
     """
     _check_rows(rows, vocabulary)
-    classes, columns = _shown(rows), len(rows[0])
+    classes, columns = shown(rows), len(rows[0])
     width, head = 8.2, 0.36  # inches
     heights = [row[0].shape[0] / row[0].shape[1] for row in rows]
     marked = not set(classes[:MOST_NAMES]).isdisjoint(vocabulary.unseen)
@@ -126,58 +116,45 @@ def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None
     )
     for axes, title in zip(grid[0], _TITLES, strict=False):
         axes.set_title(title, fontsize=11)
-    tiles = [tile for row in rows for tile in _tiles(row, vocabulary.palette)]
-    for axes, tile in zip(grid.flat, tiles, strict=True):
+    pictures = [tile for row in rows for tile in tiles(row, vocabulary.palette)]
+    for axes, tile in zip(grid.flat, pictures, strict=True):
         axes.imshow(tile, aspect="auto")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=_FAINT, linewidth=0.6)
     _draw_legend(figure, classes, vocabulary, foot / height)
-    _save(figure, path)
+    save(figure, path)
 
 
-def curves(path: str | Path, metrics_jsonl: str | Path) -> None:
-    """Write the curves of a run: losses, learning rate, mIoU of the seen and unseen halves.
-
-    The log has on each line a JSON object with a "step" and scalars; nulls and names that are in
-    none of `_CHARTS` are left out. An interrupted run may leave a line cut short, which is skipped,
-    and repeat steps when it resumes: the later value holds.
-
-    Raises:
-        FileNotFoundError: there is no such log.
-        ValueError: the log holds nothing to draw.
-    """
-    series = _read_series(paths.local(metrics_jsonl))
-    charts = [
-        (title, unit, names)
-        for title, unit, endings in _CHARTS
-        if (names := [name for name in sorted(series) if name.endswith(endings)])
-    ]
-    if not charts:
-        wanted = ", ".join(ending for _, _, endings in _CHARTS for ending in endings)
-        raise ValueError(
-            f"{metrics_jsonl}: none of its names {sorted(series)} can be drawn; wanted one that "
-            f"ends in one of {wanted}"
-        )
-    figure = Figure(figsize=(5.0 * len(charts), 3.6), layout="constrained", facecolor="white")
-    grid = figure.subplots(1, len(charts), squeeze=False)
-    for ax, (title, unit, names) in zip(grid[0], charts, strict=True):
-        ax.set_title(title, fontsize=11)
-        ax.set(xlabel="step", ylabel=unit)
-        ax.set_prop_cycle(color=_LINES)
-        for name in names:
-            steps, values = zip(*sorted(series[name].items()), strict=True)
-            ax.plot(steps, values, "o-" if len(steps) < 20 else "-", markersize=3.5, label=name)
-        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
-        ax.grid(color="#e8eaee", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(_FAINT)
-        ax.legend(frameon=False, fontsize=9)
-        if unit == "%":
-            ax.set_ylim(0.0, 100.0)
-    _save(figure, path)
+def tiles(row: Row, palette: Palette) -> tuple[Image3, ...]:
+    """The pictures of a row of a `panel`: the photo, and its truth and prediction laid over it."""
+    image, *(truth, *predictions) = row
+    backdrop, unscored = _backdrop(image, truth)
+    found = [image, overlay(backdrop, truth, palette, alpha=_ALPHA)]
+    for guess in predictions:
+        faint = overlay(backdrop, guess, palette, alpha=_FAINT_ALPHA)
+        found.append(np.where(unscored, faint, overlay(backdrop, guess, palette, alpha=_ALPHA)))
+    return tuple(found)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def errors(image: Image3, truth: LabelMap, prediction: LabelMap) -> Image3:
+    """Give the wrong pixels `WRONG` on a grey photo, paled where nothing is scored."""
+    grey = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
+    backdrop, unscored = _backdrop(grey, truth)
+    wrong = (truth != prediction)[..., None] & ~unscored
+    return _blend(backdrop, np.full_like(image, WRONG), 0.75 * wrong)
+
+
+def shown(rows: Sequence[Row]) -> list[int]:
+    """The classes of any truth, or of a prediction where it is scored, the largest area first."""
+    labels = []
+    for _, *(truth, *guesses) in rows:
+        labels += [truth.ravel(), *(guess[truth != IGNORE] for guess in guesses)]
+    ids, areas = np.unique(np.concatenate(labels), return_counts=True)
+    return [k for k in ids[np.argsort(-areas, kind="stable")].tolist() if k != IGNORE]
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with paths.atomic(paths.local(path)) as part:
         figure.savefig(part, dpi=150, format="png")
 
@@ -198,6 +175,12 @@ def _blend(image: np.ndarray, colour: np.ndarray, weight: np.ndarray | float) ->
     return (mixed + 0.5).astype(np.uint8)
 
 
+def _backdrop(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The photo, paled where nothing is scored, and where that is."""
+    unscored = (truth == IGNORE)[..., None]
+    return np.where(unscored, _blend(image, np.full_like(image, 255), _PALE), image), unscored
+
+
 def _check_rows(rows: Sequence[Row], vocabulary: Vocabulary) -> None:
     problems = [] if rows else ["no rows"]
     if len({len(row) for row in rows}) > 1:
@@ -211,26 +194,6 @@ def _check_rows(rows: Sequence[Row], vocabulary: Vocabulary) -> None:
     if problems:
         wanted = f"wanted arrays of one size a row and ids 0..{len(vocabulary) - 1} or {IGNORE}"
         raise ValueError(f"panel: {'; '.join(problems)}; {wanted}")
-
-
-def _shown(rows: Sequence[Row]) -> list[int]:
-    """The classes of any truth, or of a prediction where it is scored, the largest area first."""
-    labels = []
-    for _, *(truth, *guesses) in rows:
-        labels += [truth.ravel(), *(guess[truth != IGNORE] for guess in guesses)]
-    ids, areas = np.unique(np.concatenate(labels), return_counts=True)
-    return [k for k in ids[np.argsort(-areas, kind="stable")].tolist() if k != IGNORE]
-
-
-def _tiles(row: Row, palette: Palette) -> tuple[np.ndarray, ...]:
-    image, *(truth, *predictions) = row
-    unscored = (truth == IGNORE)[..., None]
-    backdrop = np.where(unscored, _blend(image, np.full_like(image, 255), _PALE), image)
-    tiles = [image, overlay(backdrop, truth, palette, alpha=_ALPHA)]
-    for guess in predictions:
-        faint = overlay(backdrop, guess, palette, alpha=_FAINT_ALPHA)
-        tiles.append(np.where(unscored, faint, overlay(backdrop, guess, palette, alpha=_ALPHA)))
-    return tuple(tiles)
 
 
 def _draw_legend(figure: Figure, classes: list[int], vocabulary: Vocabulary, top: float) -> None:
@@ -260,24 +223,3 @@ def _draw_legend(figure: Figure, classes: list[int], vocabulary: Vocabulary, top
     )
     for text, k in zip(legend.get_texts(), named, strict=False):
         text.set_fontstyle("italic" if k in unseen else "normal")
-
-
-def _read_series(path: Path) -> dict[str, dict[int, float]]:
-    """The scalars of a log: name → {step: value}."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such log; a run writes it as <workdir>/metrics.jsonl")
-    series: dict[str, dict[int, float]] = {}
-    broken = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, TypeError, KeyError):
-            broken.append(number)
-            continue
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                series.setdefault(name, {})[step] = float(value)
-    if broken:
-        LOGGER.warning('%s: skipped lines without a JSON object and its "step": %s', path, broken)
-    return series

@@ -15,6 +15,7 @@ from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import stitching, words
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import Logits
+from otseg_jax.evaluation.offsets import Rivals
 from otseg_jax.evaluation.stitching import Stitched
 from otseg_jax.evaluation.words import Best, Words
 
@@ -42,6 +43,30 @@ def label_maps(
             score = score if how.method.scale is None else words.probability(score, first)
             label = jnp.where(score[0] < how.threshold, 0, label)
         found[name] = np.asarray(label)[: size[0], : size[1]]
+    return found
+
+
+def rivals(
+    logits: Sequence[Mapping[str, Logits]],
+    views: Sequence[View],
+    asked: Words,
+    how: Inference,
+    labelled: Bool[np.ndarray, " k"],
+    *,
+    size: tuple[int, int],
+) -> dict[str, Rivals]:
+    """The best of some classes and the best of the others; for methods without a threshold.
+
+    Args:
+        logits: as of `label_maps`.
+        labelled: the classes, some but not all.
+    """
+    found = {}
+    for name in logits[0]:
+        whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
+        best = whole.best(np.stack([labelled, ~labelled]), sums=False)
+        label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
+        found[name] = Rivals.of(label[0], label[1], score[0] - score[1])
     return found
 
 

@@ -10,10 +10,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Float64, Int32, Int64, Integer, Shaped
 from tabulate import SEPARATING_LINE, Line, simple_separated_format, tabulate
 
 from otseg_jax import paths
@@ -29,6 +29,8 @@ ROWS = {
     "pixel_accuracy_unseen": "pAcc(U)",
 }
 WHOLE = ("miou", "pixel_accuracy")  # over all classes, without a split of them
+
+_DENSE = 1 << 20  # pairs of classes up to which all are counted, also those that do not occur
 
 # Two blanks between columns; rules run right across, through the blanks as well.
 _LAYOUT = simple_separated_format("  ")._replace(linebelowheader=Line("", "-", "--", ""))
@@ -59,23 +61,70 @@ def confusion(
         >>> confusion(np.array([[0, 1, -1]]), np.array([[0, 0, 1]]), 2).tolist()
         [[1, 0], [1, 0]]
     """
-    problems = []
-    if not 1 <= num_classes <= MOST_CLASSES:
-        problems.append(f"num_classes is {num_classes}, wanted 1 .. {MOST_CLASSES}")
-    if truth.shape != prediction.shape:
-        problems.append(
-            f"truth is {truth.shape} and prediction {prediction.shape}, wanted one size"
-        )
+    counts = np.bincount(_codes(truth, prediction, num_classes), minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).astype(np.int64, copy=False)
+
+
+def pairs(
+    truth: Integer[np.ndarray, "h w"], prediction: Integer[np.ndarray, "_ _"], num_classes: int
+) -> Int32[np.ndarray, "3 n"]:
+    """The same without its zeros: true class, predicted class and pixels of what occurs.
+
+    Example:
+        >>> pairs(np.array([[0, 1, -1]]), np.array([[0, 0, 1]]), 2).tolist()
+        [[0, 1], [0, 0], [1, 1]]
+    """
+    codes = _codes(truth, prediction, num_classes)
+    if num_classes**2 <= _DENSE:
+        counts = np.bincount(codes)
+        found = np.flatnonzero(counts)
+        counts = counts[found]
     else:
-        counted = truth != IGNORE
-        truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
-        for name, ids in (("truth", truth), ("prediction", prediction)):
-            if unknown := np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist():
-                problems.append(f"{name} holds {unknown}, wanted 0 .. {num_classes - 1}")
-    if problems:
-        raise ValueError("cannot compare the label maps: " + "; ".join(problems))
-    pairs = np.bincount(num_classes * truth + prediction, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes).astype(np.int64, copy=False)
+        found, counts = np.unique(codes, return_counts=True)
+    return np.stack([*np.divmod(found, num_classes), counts]).astype(np.int32)
+
+
+class Pixels(NamedTuple):
+    """Pixels by class, over any leading axes: all that the figures are made of."""
+
+    right: Shaped[np.ndarray, "*n k"]  # of the class, and predicted so
+    truth: Shaped[np.ndarray, "*n k"]  # of the class
+    found: Shaped[np.ndarray, "*n k"]  # predicted to be of it
+
+    @classmethod
+    def of(cls, confusion: Int64[np.ndarray, "k k"]) -> "Pixels":
+        """Those of a confusion matrix."""
+        return cls(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+
+
+def measures(pixels: Pixels, unseen: Sequence[int]) -> dict[str, Float64[np.ndarray, "..."]]:
+    """The figures of `summary` over all leading axes at once, NaN where undefined.
+
+    Classes are the last axis of "iou".
+    """
+    right, truth, found = pixels
+    iou = _percent(right, truth + found - right)
+    every, held_out = list(range(right.shape[-1])), sorted(set(unseen))
+    base = sorted(set(every) - set(unseen))
+
+    def mean(ids: list[int]) -> np.ndarray:
+        defined = ~np.isnan(iou[..., ids])
+        return _ratio(np.where(defined, iou[..., ids], 0.0).sum(axis=-1), defined.sum(axis=-1))
+
+    def accuracy(ids: list[int]) -> np.ndarray:
+        return _percent(right[..., ids].sum(axis=-1), truth[..., ids].sum(axis=-1))
+
+    seen, hidden = mean(base), mean(held_out)
+    return {
+        "miou_seen": seen,
+        "miou_unseen": hidden,
+        "hiou": np.where(seen + hidden == 0.0, 0.0, _ratio(2.0 * seen * hidden, seen + hidden)),
+        "miou": mean(every),
+        "pixel_accuracy": accuracy(every),
+        "pixel_accuracy_seen": accuracy(base),
+        "pixel_accuracy_unseen": accuracy(held_out),
+        "iou": iou,
+    }
 
 
 def summary(
@@ -96,30 +145,8 @@ def summary(
     Differs: the reference prints the overall pixel accuracy for both halves.
     """
     _check_classes(len(confusion), names, unseen)
-    right, truth = np.diagonal(confusion), confusion.sum(axis=1)
-    union = confusion.sum(axis=0) + truth - right
-    iou = [*map(_percent, right.tolist(), union.tolist())]
-
-    def mean(ids: Sequence[int]) -> float | None:
-        defined = [value for k in ids if (value := iou[k]) is not None]
-        return math.fsum(defined) / len(defined) if defined else None
-
-    def accuracy(ids: Sequence[int]) -> float | None:
-        return _percent(right[ids].sum().item(), truth[ids].sum().item())
-
-    every, held_out = list(range(len(names))), sorted(set(unseen))
-    base = sorted(set(every) - set(unseen))
-    miou_seen, miou_unseen = mean(base), mean(held_out)
-    return {
-        "miou_seen": miou_seen,
-        "miou_unseen": miou_unseen,
-        "hiou": _harmonic(miou_seen, miou_unseen),
-        "miou": mean(every),
-        "pixel_accuracy": accuracy(every),
-        "pixel_accuracy_seen": accuracy(base),
-        "pixel_accuracy_unseen": accuracy(held_out),
-        "iou": dict(zip(names, iou, strict=True)),
-    }
+    found = plain(measures(Pixels.of(confusion), unseen))
+    return found | {"iou": dict(zip(names, found["iou"], strict=True))}
 
 
 def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
@@ -144,16 +171,23 @@ def table(results: Mapping[str, Summary], unseen: Sequence[str]) -> str:
     held_out = set(unseen)
     methods: list[Mapping[str, Any]] = list(results.values())
     title = "IoU, * unseen" if unseen else "IoU"
-    cells: list[Sequence[str]] = [[title, *results], SEPARATING_LINE]
+    classes, means = [], []
     for name in sorted(methods[0]["iou"], key=lambda name: name in held_out):
         label = name + " *" * (name in held_out)
-        cells.append([label, *(_cell(method["iou"][name]) for method in methods)])
-    cells.append(SEPARATING_LINE)
+        classes.append([label, *(_cell(method["iou"][name]) for method in methods)])
     for key, label in ROWS.items():
         if unseen or key in WHOLE:
-            cells.append([label, *(_cell(method[key]) for method in methods)])
+            means.append([label, *(_cell(method[key]) for method in methods)])
+    return lay_out([[[title, *results]], classes, means])
+
+
+def lay_out(blocks: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Lines of text of equal width from blocks of rows, with rules between the blocks."""
+    cells: list[Any] = []
+    for block in blocks:
+        cells += [SEPARATING_LINE, *block] if cells else block
     # The header is a row like the others: `headers` would be set two characters wider.
-    align = ["left", *("right" for _ in methods)]
+    align = ["left", *("right" for _ in cells[0][1:])]
     return tabulate(cells, tablefmt=_LAYOUT, colalign=align, disable_numparse=True)
 
 
@@ -166,9 +200,42 @@ def write_json(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None
     Raises:
         TypeError: a value that JSON has no form for.
     """
-    text = json.dumps(_plain(results), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(plain(results), indent=2, sort_keys=True, allow_nan=False) + "\n"
     with paths.atomic(path) as part:
         part.write_text(text)
+
+
+def plain(value: Any) -> Any:
+    """The same value in the types that `json` writes; what is not finite is None."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _codes(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """A number for the (true class, predicted class) of every pixel that counts."""
+    problems = []
+    if not 1 <= num_classes <= MOST_CLASSES:
+        problems.append(f"num_classes is {num_classes}, wanted 1 .. {MOST_CLASSES}")
+    if truth.shape != prediction.shape:
+        problems.append(
+            f"truth is {truth.shape} and prediction {prediction.shape}, wanted one size"
+        )
+    else:
+        counted = truth != IGNORE
+        truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
+        for name, ids in (("truth", truth), ("prediction", prediction)):
+            if unknown := np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist():
+                problems.append(f"{name} holds {unknown}, wanted 0 .. {num_classes - 1}")
+    if problems:
+        raise ValueError("cannot compare the label maps: " + "; ".join(problems))
+    return num_classes * truth + prediction
 
 
 def _check_classes(size: int, names: Sequence[str], unseen: Sequence[int]) -> None:
@@ -199,28 +266,15 @@ def _check_results(results: Mapping[str, Summary], unseen: Sequence[str]) -> Non
         raise ValueError("cannot lay out the table: " + "; ".join(problems))
 
 
-def _percent(part: int, whole: int) -> float | None:
-    return 100.0 * part / whole if whole else None
+def _ratio(part: Any, whole: Any) -> np.ndarray:
+    """Part / whole of arrays or numbers, NaN where there is no whole."""
+    nothing = np.full(np.broadcast(part, whole).shape, np.nan)
+    return np.divide(part, whole, out=nothing, where=whole != 0)
 
 
-def _harmonic(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return None
-    return 2.0 * one * other / (one + other) if one + other > 0 else 0.0
+def _percent(part: Any, whole: Any) -> np.ndarray:
+    return _ratio(100.0 * part, whole)
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _plain(value: Any) -> Any:
-    """The same value in the types that `json` writes."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -1,4 +1,4 @@
-"""Evaluation of trained weights: from a split of a data set to the mIoU table and its pictures.
+"""Evaluation of trained weights: from a split of a data set to the mIoU table and the report.
 
 The classes are those of the data set that is evaluated; all of them compete for every pixel
 (generalised zero-shot segmentation). Figures are percent.
@@ -21,8 +21,19 @@ from otseg_jax.checkpoints import compare, lock, restore, spec
 from otseg_jax.checkpoints.spec import Spec
 from otseg_jax.data import inspect, pipeline, transforms
 from otseg_jax.data.classes import Vocabulary, spelt
-from otseg_jax.evaluation import figures, metrics, sliding
+from otseg_jax.evaluation import (
+    about,
+    charts,
+    confusions,
+    figures,
+    html,
+    metrics,
+    offsets,
+    sliding,
+)
+from otseg_jax.evaluation.gallery import Gallery
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.tally import Evaluation, Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models.training_free import TrainingFreeConfig
@@ -49,7 +60,7 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
     """
     with lock.hold(workdir) as held:
         alone = isinstance(options.model, TrainingFreeConfig)
-        experiment, source, weights, trained = (_alone if alone else _trained)(options, held)
+        found = (_alone if alone else _trained)(options, held)
         with StopOnSignal() as stop:
 
             def before_photo(number: int) -> None:
@@ -59,7 +70,15 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
                         "begins again"
                     )
 
-            report(experiment, source, weights, held, trained=trained, before_photo=before_photo)
+            report(
+                found.experiment,
+                found.source,
+                found.weights,
+                held,
+                where=found.where,
+                trained=found.trained,
+                before_photo=before_photo,
+            )
 
 
 class Evaluated(NamedTuple):
@@ -68,6 +87,7 @@ class Evaluated(NamedTuple):
     experiment: Experiment
     source: Split
     weights: Any
+    where: str  # the weights are
     trained: Spec | None
 
 
@@ -85,7 +105,8 @@ def _alone(options: Settings, workdir: Path) -> Evaluated:
     if (threshold := options.eval.threshold) is not None:
         name = described.classes[0]
         LOGGER.info("Pixels of a probability below %s are of class 0, %r", threshold, name)
-    return Evaluated(experiment, source, experiment.trainable, None)
+    where = f"none but those of {described.clip_source}"
+    return Evaluated(experiment, source, experiment.trainable, where, None)
 
 
 def _trained(options: Settings, workdir: Path) -> Evaluated:
@@ -100,7 +121,7 @@ def _trained(options: Settings, workdir: Path) -> Evaluated:
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
-    return Evaluated(experiment, source, weights, found.spec)
+    return Evaluated(experiment, source, weights, found.where, found.spec)
 
 
 def report(
@@ -109,20 +130,27 @@ def report(
     weights: Any,
     workdir: Path,
     *,
+    where: str,
     trained: Spec | None = None,
     before_photo: Callable[[int], None] = lambda number: None,
+    on_results: Callable[[dict[str, metrics.Summary]], None] = lambda results: None,
 ) -> dict[str, metrics.Summary]:
-    """Evaluate trained weights; print and return the summary per output, write it and pictures.
+    """Evaluate trained weights; print and return the summary per output, write it and the report.
 
     Args:
-        workdir: gets `results.json`, `predictions.png` and, on request, label maps as PNGs in
-            `predictions/<output>/`.
+        workdir: gets `results.json`, `confusions.npz`, `report.html`, `predictions.png` and, on
+            request, label maps as PNGs in `predictions/<output>/`.
+        where: the weights are, for the report.
         trained: as in `evaluate_split`.
         before_photo: as in `evaluate_split`.
+        on_results: called with the summaries before anything is written.
     """
     vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
+    images = experiment.settings.eval.images
+    gallery = Gallery(len(photos(len(source), images)))
 
     def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
+        gallery.see(number, example, maps[main])
         if number < SHOWN:
             rows.append((example["image"], example["label"], maps[main]))
         if experiment.settings.eval.save_predictions:
@@ -131,8 +159,7 @@ def report(
                 with paths.writing(path):
                     figures.label_png(path, prediction, vocabulary.palette)
 
-    images = experiment.settings.eval.images
-    results = evaluate_split(
+    found = evaluate_split(
         experiment,
         source,
         weights,
@@ -141,13 +168,20 @@ def report(
         trained=trained,
         before_photo=before_photo,
     )
+    results = found.results
+    on_results(results)
     if jax.process_index() == 0:
+        told = about.of(experiment, len(found.confusions.photos), where=where, trained=trained)
+        log = workdir / charts.LOG
+        run = charts.of_run(log) if log.is_file() else []
         with paths.writing(workdir):
             metrics.write_json(workdir / RESULTS, results)
+            confusions.write(workdir / confusions.FILE, found.confusions)
             figures.panel(workdir / "predictions.png", rows, vocabulary)
+            html.write(workdir / html.FILE, found, gallery.chosen(), vocabulary, told, run)
         unseen = [vocabulary.names[k] for k in vocabulary.unseen]
         tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
-        tqdm.write(f"written: {workdir / RESULTS}, {workdir / 'predictions.png'}")
+        tqdm.write(f"written: {workdir / RESULTS}, {workdir / html.FILE}")
     return results
 
 
@@ -160,8 +194,8 @@ def evaluate_split(
     on_photo: sliding.OnPhoto | None = None,
     trained: Spec | None = None,
     before_photo: Callable[[int], None] = lambda number: None,
-) -> dict[str, metrics.Summary]:
-    """Evaluate trained weights on a split: a summary per output.
+) -> Evaluation:
+    """Evaluate trained weights on a split: what is counted for every output.
 
     Args:
         images: at most so many, evenly spaced over the split; 0 for all.
@@ -171,7 +205,8 @@ def evaluate_split(
     """
     options, data = experiment.settings, experiment.settings.data
     described, classes = experiment.spec, experiment.vocabulary.names
-    offset = (trained or described).offsets(classes, options.eval.seen_offset)
+    of = trained or described
+    offset, labelled = of.offsets(classes, options.eval.seen_offset), of.were_labelled(classes)
     class_of = np.array(experiment.class_of, np.int32)
     asked = Words(experiment.text, class_of, offset[class_of], len(classes))
     how = Inference(
@@ -218,15 +253,15 @@ def evaluate_split(
             before_photo(number)
             yield example
 
-    return sliding.evaluate(
-        predict,
-        watched(),
+    unswept = offsets.reason_against(how, labelled)
+    tally = Tally(
         experiment.vocabulary,
-        asked,
-        how,
-        total=len(chosen),
-        on_photo=on_photo,
+        [*described.outputs.mixtures],
+        labelled=None if unswept else labelled,
+        offset=float(offset.max()),
     )
+    sliding.evaluate(predict, watched(), asked, how, tally, total=len(chosen), on_photo=on_photo)
+    return tally.finished(dataset=data.dataset, main=described.outputs.main, unswept=unswept)
 
 
 def photos(total: int, images: int) -> range:

@@ -2,8 +2,8 @@
 
 views of a photo (`transforms.View`) u8[h, w, 4] → windows u8[n, s, t, 4] → what the model embeds
 of them → logits on the patch grid f32[n, v, gh, gw] of v words, in batches of one fixed size that
-hold windows of several views and photos → `labelling` → label map i32[H, W] → confusion counts
-i64[k, k]. The last batch is filled up, so that one shape compiles.
+hold windows of several views and photos → `labelling` → label map i32[H, W] → `tally`. The last
+batch is filled up, so that one shape compiles.
 """
 
 from collections import deque
@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Int32, Shaped
 from tqdm import tqdm
 
 from otseg_jax import sharding
-from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.transforms import View
-from otseg_jax.evaluation import labelling, metrics
+from otseg_jax.evaluation import labelling
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import Logits
+from otseg_jax.evaluation.offsets import Rivals
+from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
@@ -182,49 +182,58 @@ class _Photo:
 
     def maps(self, asked: Words, how: Inference) -> dict[str, Int32[np.ndarray, "H W"]]:
         """Its label map by every output, in the size of its label."""
-        views, size = self.example["views"], self.example["label"].shape
-        return labelling.label_maps(_by_view(self.logits, views, how), views, asked, how, size=size)
+        return labelling.label_maps(*self._stitched(how), asked, how, size=self.size)
+
+    def rivals(
+        self, asked: Words, how: Inference, labelled: Bool[np.ndarray, " k"]
+    ) -> dict[str, Rivals]:
+        """What an offset of the labelled classes decides between, as `maps`."""
+        return labelling.rivals(*self._stitched(how), asked, how, labelled, size=self.size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of its label."""
+        return self.example["label"].shape
+
+    def _stitched(self, how: Inference) -> tuple[list[dict[str, Logits]], Sequence[View]]:
+        views = self.example["views"]
+        return _by_view(self.logits, views, how), views
 
 
 def evaluate(
     predict: Predict,
     examples: Iterator[Mapping[str, Any]],
-    vocabulary: Vocabulary,
     asked: Words,
     how: Inference,
+    tally: Tally,
     *,
     total: int,
     on_photo: OnPhoto | None = None,
-) -> dict[str, metrics.Summary]:
-    """Segment every example and compare with its label.
+) -> None:
+    """Segment every example and count how that compares with its label.
 
     Args:
         examples: {"views": of the photo, "label": i16[H, W], "name": str}.
-        asked: the words of the vocabulary's classes.
+        asked: the words of the classes that are counted.
         total: number of examples, for the progress bar.
         on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
     """
-    counts: dict[str, np.ndarray] = {}
     # every process predicts every window (the batch is split over all devices) and stitches a share
     process, processes = jax.process_index(), jax.process_count()
     progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
     for photo in _predicted(predict, examples, how):
-        # also where none of the photos is stitched: all processes add up the same names
-        for name in photo.logits[0]:
-            counts.setdefault(name, np.zeros((len(vocabulary),) * 2, np.int64))
+        tally.name(photo.example["name"])
         if photo.number % processes == process:
-            maps = photo.maps(asked, how)
-            for name, prediction in maps.items():
-                truth = photo.example["label"]
-                counts[name] += metrics.confusion(truth, prediction, len(vocabulary))
+            if tally.labelled is None:
+                rivals, maps = {}, photo.maps(asked, how)
+            else:
+                rivals = photo.rivals(asked, how, tally.labelled)
+                maps = {name: found.label for name, found in rivals.items()}
+            tally.add(photo.number, photo.example["label"], maps, rivals)
             if on_photo is not None:
                 on_photo(photo.number, photo.example, maps)
         progress.update()
     progress.close()
-    return {
-        name: metrics.summary(found, vocabulary.names, vocabulary.unseen)
-        for name, found in _sum_over_processes(counts).items()
-    }
 
 
 def _predicted(
@@ -271,19 +280,3 @@ def _predicted(
         flush(shape)
     take(but=0)
     yield from whole()
-
-
-def _sum_over_processes(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if jax.process_count() == 1:
-        return counts
-
-    def total(part: np.ndarray) -> np.ndarray:
-        gathered = multihost_utils.process_allgather(part.astype(np.int32))
-        return np.asarray(gathered, np.int64).sum(0)
-
-    # Halves, because JAX would cut 64-bit counts to 32; sorted, because processes must agree on
-    # what they exchange next.
-    return {
-        name: total(counts[name] & 0xFFFFFF) + (total(counts[name] >> 24) << 24)
-        for name in sorted(counts)
-    }

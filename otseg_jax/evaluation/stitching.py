@@ -79,17 +79,18 @@ class Stitched:
         end = np.array(self.size, np.int32)
         return _scores(part, self.layouts, end, self.guide, self.output)
 
-    def best(self, kept: Bool[np.ndarray, " k"], *, sums: bool) -> Best:
+    def best(self, kept: Bool[np.ndarray, "*g k"], *, sums: bool) -> Best:
         """The best word of every pixel, of a class that is kept.
 
         Args:
+            kept: by the classes; of several groups at once, the best of each.
             sums: also what probabilities are computed from.
         """
-        best = words.nothing(*self.output)
+        best = words.nothing(*self.output, groups=kept.shape[:-1])
         scale, band = self.scale or 1.0, BAND if self.guide is None else None
         for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
-                wins = kept[part.class_of] & (part.class_of >= 0)
+                wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
                 how = self.layouts, np.array(self.size, np.int32), self.guide
                 best = _compare(best, part, wins, scale, *how, sums=sums)
         return best
@@ -201,7 +202,7 @@ def _rows(
 def _compare(
     best: Best,
     part: Part,
-    wins: Bool[Array, " c"],
+    wins: Bool[Array, "c *g"],
     scale: float | Float[Array, ""],
     layouts: tuple[Layout, ...],
     end: Array,
@@ -209,7 +210,7 @@ def _compare(
     *,
     sums: bool,
 ) -> Best:
-    height, width = best.score.shape
+    height, width = best.score.shape[-2:]
     found: Any
     if guide is None:
         found, rows = _halves(part, layouts), BAND
@@ -226,6 +227,11 @@ def _compare(
 
         return jax.lax.scan(word, entry[1], (found, part.class_of, wins))[0]
 
-    cut = jax.tree.map(lambda x: x.reshape(-1, rows, width), best)
+    def bands(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, rows, width), -3, 0)
+
+    def whole(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, -3).reshape(*x.shape[1:-2], height, width)
+
     tops = jnp.arange(0, height, rows, dtype=jnp.int32)
-    return jax.tree.map(lambda x: x.reshape(height, width), jax.lax.map(band, (tops, cut)))
+    return jax.tree.map(whole, jax.lax.map(band, (tops, jax.tree.map(bands, best))))

@@ -5,9 +5,9 @@ the best of every pixel, so that neither many words nor a large photo fill the m
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
@@ -30,22 +30,25 @@ class Words:
 
 
 class Best(NamedTuple):
-    """Of every pixel: the best word so far, and what its probability is computed from."""
+    """Of every pixel: the best word so far, and what its probability is computed from.
 
-    score: Float[Array, "h w"]
-    label: Int32[Array, "h w"]  # class of the best word
+    There may be several groups of words, with a best each.
+    """
+
+    score: Float[Array, "*g h w"]
+    label: Int32[Array, "*g h w"]  # class of the best word
     peak: Float[Array, "h w"]  # the largest score of all words, also of those that may not win
     total: Float[Array, "h w"]  # Σ exp(score − peak) over all words
 
 
-def nothing(height: int, width: int) -> Best:
+def nothing(height: int, width: int, *, groups: tuple[int, ...] = ()) -> Best:
     """Before any word; four arrays, as each is given away to the next."""
-    full = partial(jnp.full, (height, width))
+    size = height, width
     return Best(
-        full(-jnp.inf, jnp.float32),
-        full(0, jnp.int32),
-        full(-jnp.inf, jnp.float32),
-        full(0.0, jnp.float32),
+        jnp.full((*groups, *size), -jnp.inf, jnp.float32),
+        jnp.full((*groups, *size), 0, jnp.int32),
+        jnp.full(size, -jnp.inf, jnp.float32),
+        jnp.full(size, 0.0, jnp.float32),
     )
 
 
@@ -53,7 +56,7 @@ def compare(
     best: Best,
     scores: Float[Array, "h w"],
     label: Int32[Array, ""],
-    wins: Bool[Array, ""],
+    wins: Bool[Array, "*g"],
     *,
     sums: bool = True,
 ) -> Best:
@@ -61,11 +64,14 @@ def compare(
 
     Args:
         label: its class; what is below 0 only fills up.
-        wins: whether its class may win.
+        wins: whether its class may win, in each group.
         sums: go on with `peak` and `total`, too; else they stay as they are.
     """
-    better = wins & (scores > best.score)
-    score, found = jnp.where(better, scores, best.score), jnp.where(better, label, best.label)
+    if wins.ndim:  # else every group would compute the scores again
+        scores = jax.lax.optimization_barrier(scores)
+    each = jnp.broadcast_to(scores, best.score.shape)
+    better = wins[..., None, None] & (each > best.score)
+    score, found = jnp.where(better, each, best.score), jnp.where(better, label, best.label)
     if not sums:
         return best._replace(score=score, label=found)
     higher = scores - best.peak

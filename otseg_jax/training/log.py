@@ -9,18 +9,16 @@ from typing import Any
 import jax
 
 from otseg_jax import paths
-from otseg_jax.evaluation import figures
+from otseg_jax.evaluation import charts
 
 LOGGER = logging.getLogger(__name__)
-
-FILE = "metrics.jsonl"
 
 
 class Log:
     """The log of a workdir; the first process writes, the others are silent."""
 
     def __init__(self, workdir: Path) -> None:
-        self.path = workdir / FILE
+        self.path = workdir / charts.LOG
 
     def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
         """Append a line."""
@@ -55,4 +53,4 @@ class Log:
         """Draw the curves beside it."""
         if jax.process_index() == 0:
             with paths.writing(self.path.parent):
-                figures.curves(self.path.with_name("curves.png"), self.path)
+                charts.curves(self.path.with_name(charts.CURVES), self.path)

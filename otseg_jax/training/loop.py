@@ -204,23 +204,37 @@ class _Run:
         last = self.done == train.steps
         if last:
             images = self.options.eval.images
-            results = report.report(*judged, self.workdir, before_photo=before_photo)
+            results = report.report(
+                *judged,
+                self.workdir,
+                where=f"{self.workdir}, step {self.done}",
+                before_photo=before_photo,
+                on_results=self._tell_results,
+            )
         else:
-            results = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+            found = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+            results = found.results
+            self._tell_results(results)
         if self.checkpoints.judged(self.done):
             return
-        self.log.write_results(self.done, results, main=self.experiment.spec.outputs.main)
         metrics = self._figures(results, images)
         if last:
-            self.log.draw()
             # the best of a run is found by the photos of all its evaluations
             same = self._figures(results, train.eval_images)
             if 0 < train.eval_every < train.steps and same["images"] != metrics["images"]:
                 images = train.eval_images
-                results = report.evaluate_split(*judged, images=images, before_photo=before_photo)
-                metrics = self._figures(results, images)
+                found = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+                metrics = self._figures(found.results, images)
         # it comes last: it says that this step needs no evaluation
         self.checkpoints.judge(self.done, metrics)
+
+    def _tell_results(self, results: Mapping[str, Any]) -> None:
+        """Log an evaluation, unless a complete run shows its table again; draw the last."""
+        if self.checkpoints.judged(self.done):
+            return
+        self.log.write_results(self.done, results, main=self.experiment.spec.outputs.main)
+        if self.done == self.options.train.steps:
+            self.log.draw()
 
     def _save(self) -> None:
         self.checkpoints.save(

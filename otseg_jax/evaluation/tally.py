@@ -1,0 +1,95 @@
+"""What evaluation counts, photo by photo, in every process of a run, and what comes of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, Integer
+
+from otseg_jax import processes
+from otseg_jax.data.classes import Vocabulary
+from otseg_jax.evaluation import metrics
+from otseg_jax.evaluation.confusions import Confusions
+from otseg_jax.evaluation.offsets import Rivals, Sweep
+
+
+class Evaluation(NamedTuple):
+    """What was counted on all photos."""
+
+    confusions: Confusions
+    sweeps: Mapping[str, Sweep]  # by method; none where no offset is swept
+    unswept: str  # why not
+
+    @property
+    def results(self) -> dict[str, metrics.Summary]:
+        """The figures of every method."""
+        found = self.confusions
+        return {
+            method: metrics.summary(found.total(method), found.classes, found.unseen)
+            for method in found.entries
+        }
+
+
+class Tally:
+    """The counts of the photos that this process looks at."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        methods: Sequence[str],
+        *,
+        labelled: Bool[np.ndarray, " k"] | None = None,
+        offset: float = 0.0,
+    ) -> None:
+        """Begin with no photo.
+
+        Args:
+            labelled: the classes that an offset is subtracted from, to be swept; None: not swept.
+            offset: that of the evaluation.
+        """
+        self._vocabulary, self.labelled = vocabulary, labelled
+        self._photos: list[str] = []
+        self._entries = {method: [np.zeros((4, 0), np.int32)] for method in methods}
+        self._sweeps: dict[str, Sweep] = {}
+        if labelled is not None:
+            self._sweeps = {method: Sweep(labelled, offset) for method in methods}
+
+    def name(self, photo: str) -> None:
+        """Begin the next photo, whichever process looks at it."""
+        self._photos.append(photo)
+
+    def add(
+        self,
+        number: int,
+        truth: Integer[np.ndarray, "H W"],
+        maps: Mapping[str, Int32[np.ndarray, "_ _"]],
+        rivals: Mapping[str, Rivals],
+    ) -> None:
+        """Count a photo by every method.
+
+        Args:
+            rivals: where an offset is swept.
+        """
+        for method, labels in maps.items():
+            pairs = metrics.pairs(truth, labels, len(self._vocabulary))
+            photo = np.full((1, pairs.shape[1]), number, np.int32)
+            self._entries[method].append(np.concatenate([photo, pairs]))
+        for method, sweep in self._sweeps.items():
+            sweep.add(truth, rivals[method])
+
+    def finished(self, *, dataset: str, main: str, unswept: str = "") -> Evaluation:
+        """All that all processes counted; arguments as of `Confusions` and `Evaluation`."""
+        entries = {}
+        for method, mine in self._entries.items():
+            found = processes.joined(np.concatenate(mine, axis=1))
+            entries[method] = found[:, np.argsort(found[0], kind="stable")]
+        confusions = Confusions(
+            dataset=dataset,
+            classes=self._vocabulary.names,
+            unseen=self._vocabulary.unseen,
+            photos=tuple(self._photos),
+            main=main,
+            entries=entries,
+        )
+        sweeps = {method: sweep.joined() for method, sweep in self._sweeps.items()}
+        return Evaluation(confusions, sweeps, unswept)

@@ -1,0 +1,67 @@
+"""The curve of the seen-class offset: every point is an evaluation at that offset."""
+
+import numpy as np
+import pytest
+
+from otseg_jax.data.classes import IGNORE
+from otseg_jax.evaluation import metrics, offsets
+from otseg_jax.evaluation.offsets import Rivals, Sweep
+
+LABELLED = np.array([True, False, True, True, False])
+NAMES = [f"c{k}" for k in range(5)]
+
+
+def best(scores, kept):
+    """The best class of some, of equals the first, and its score."""
+    held = np.where(kept[:, None, None], scores, -np.inf)
+    return held.argmax(0).astype(np.int32), held.max(0)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_every_point_of_the_curve_is_an_evaluation_at_that_offset(levels):
+    """Of 3 levels many scores are equal, where the first class wins."""
+    rng, base = np.random.default_rng(levels), 0.125
+    sweep, photos = Sweep(LABELLED, base), []
+    for shape in ((9, 14), (6, 5), (8, 8)):
+        truth = rng.integers(-1, 5, shape).astype(np.int16)
+        # in 256ths, so that no difference is rounded
+        scores = (rng.integers(0, levels, (5, *shape)) * 256 // levels / 256).astype(np.float32)
+        photos.append((truth, scores))
+        shifted = scores - np.float32(base) * LABELLED[:, None, None]
+        (first, ahead), (second, behind) = (best(shifted, kept) for kept in (LABELLED, ~LABELLED))
+        rivals = Rivals.of(first, second, ahead - behind)
+        np.testing.assert_array_equal(rivals.label, shifted.argmax(0))
+        sweep.add(truth, rivals)
+    curve = sweep.curve([1, 4])
+    assert base in curve.offsets
+    assert (curve.offsets[0], curve.offsets[-1]) == (-1.0, 1.0)
+    for place, offset in enumerate(curve.offsets):
+        counts = np.zeros((5, 5), np.int64)
+        for truth, scores in photos:
+            moved = scores.astype(np.float64) - offset * LABELLED[:, None, None]
+            counts += metrics.confusion(truth, moved.argmax(0), 5)
+        found = metrics.summary(counts, NAMES, [1, 4])
+        figures = (curve.seen[place], curve.unseen[place], curve.harmonic[place])
+        wanted = (found["miou_seen"], found["miou_unseen"], found["hiou"])
+        assert figures == pytest.approx(wanted, abs=1e-9), offset
+
+
+def test_area_under_seen_over_unseen():
+    """A curve of constant seen mIoU is a rectangle, a straight trade-off a triangle."""
+
+    def area(curve):
+        return offsets.area(offsets.front(curve))
+
+    assert area([[50.0, 80.0, 0.0], [20.0, 80.0, 0.0]]) == 40.0
+    straight = [[x, 100.0 - x, 0.0] for x in (0.0, 30.0, 60.0, 100.0)]
+    assert area(straight) == 50.0
+    # worse in both than another offset: not part of the trade-off
+    assert area([*straight, [10.0, 20.0, 0.0], [55.0, 45.0, 0.0]]) == 50.0
+    assert area([*straight, [40.0, 10.0, 0.0]]) == 50.0
+
+
+def test_nothing_scored_leaves_the_curve_undefined():
+    sweep = Sweep(LABELLED, 0.0)
+    empty = np.zeros((2, 2), np.int32)
+    sweep.add(np.full((2, 2), IGNORE, np.int16), Rivals.of(empty, empty + 1, np.zeros((2, 2), "f")))
+    assert np.isnan(sweep.curve([1, 4]).harmonic).all()
