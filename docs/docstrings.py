@@ -1,0 +1,23 @@
+"""The headings of our docstrings that the site's reader of docstrings does not know."""
+
+import re
+from typing import Any
+
+import griffe
+
+# of one paragraph, which may begin in the line of its heading
+PARAGRAPH = re.compile(r"^(Source|Differs): +(.*(?:\n(?!\w+:).+)*)", re.MULTILINE)
+
+
+class Headings(griffe.Extension):
+    """Example is what it calls Examples; Source and Differs stand in the line of their text."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrite a docstring before it is parsed."""
+        if obj.docstring:
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = PARAGRAPH.sub(_box, text)
+
+
+def _box(found: re.Match[str]) -> str:
+    return f"{found[1]}:\n    {' '.join(found[2].split())}"
