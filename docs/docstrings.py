@@ -16,6 +16,8 @@ class Headings(griffe.Extension):
         """Rewrite a docstring before it is parsed."""
         if obj.docstring:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            # T* is no emphasis
+            text = re.sub(r"(?<=[A-Z])\*(?=[\[ ])", r"\\*", text)
             obj.docstring.value = PARAGRAPH.sub(_box, text)
 
 

@@ -15,7 +15,11 @@ from otseg_jax.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, EXPERIMENTS = ROOT / "otseg_jax", ROOT / "experiments"
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", *(f"experiments/{name}.md" for name in ("README", "table1", "ablations")))
+PAGES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    *(f"experiments/{name}.md" for name in ("README", "table1", "ablations")),
+)
 NOTEBOOKS = sorted(EXPERIMENTS.glob("*.ipynb"))
 WINGS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))
 MODULES = sorted(
@@ -27,7 +31,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Append to the menu what is found rather than listed."""
     sections = {name: pages for entry in config.nav or () for name, pages in entry.items()}
     sections["Experiments"] += [f"experiments/{path.stem}.md" for path in NOTEBOOKS]
-    sections["Reference"] += [f"reference/{name}.md" for name in (*WINGS, "modules")]
+    sections["Reference"] += [{name: f"reference/{name}.md"} for name in WINGS]
+    sections["Reference"] += ["reference/modules.md"]
     return config
 
 
@@ -36,8 +41,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pictures = [path.relative_to(ROOT).as_posix() for path in EXPERIMENTS.rglob("*.png")]
     for name in (*PAGES, *pictures):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
-    made = {f"reference/{wing}.md": _reference(wing, [wing]) for wing in WINGS}
-    made["reference/modules.md"] = _reference("Other modules", MODULES)
+    made: dict[str, str | bytes] = {
+        f"reference/{wing}.md": f"::: otseg_jax.{wing}\n    options: {{heading_level: 1}}\n"
+        for wing in WINGS
+    }
+    made["reference/modules.md"] = "# Other modules\n\n" + "\n\n".join(
+        f"::: otseg_jax.{module}" for module in MODULES
+    )
     for path in NOTEBOOKS:
         made |= _notebook(path)
     for name, content in made.items():
@@ -68,17 +78,16 @@ def _commands() -> str:
 
 
 def _configurations() -> str:
-    files = sorted((ROOT / "configs").rglob("*.py"), key=lambda file: (file.parent, file.stem != "common", file))
+    files = sorted(
+        (ROOT / "configs").rglob("*.py"),
+        key=lambda file: (file.parent, file.stem != "common", file),
+    )
     return "\n".join(
         f"## {file.relative_to(ROOT)}\n\n```python\n{file.read_text()}```\n" for file in files
     )
 
 
 PARTS = {"readme": _first_screen, "commands": _commands, "configurations": _configurations}
-
-
-def _reference(title: str, modules: list[str]) -> str:
-    return "\n\n".join([f"# {title}", *(f"::: otseg_jax.{module}" for module in modules)])
 
 
 def _notebook(path: Path) -> dict[str, str | bytes]:

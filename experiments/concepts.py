@@ -97,7 +97,7 @@ def draw_transport(segmenter: Segmenter) -> dict[str, Any]:
     axes[0, 0].imshow(example["image"])
     scores = np.asarray(mps(similarity, epsilon=EPSILON)).reshape(side, side)
     axes[2, 0].imshow(scores, cmap="magma")
-    axes[2, 0].set_xlabel("S*: what the four make of a patch")
+    axes[2, 0].set_xlabel("S*, from the plan")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     axes[1, 0].axis("off")
@@ -106,9 +106,14 @@ def draw_transport(segmenter: Segmenter) -> dict[str, Any]:
         "picture": example["name"],
         "patches": len(similarity),
         "words": words,
-        "percent_by_softmax": np.round(100 * np.asarray(softmax).sum(axis=0), 1).tolist(),
-        "percent_by_plan": np.round(100 * np.asarray(plan).sum(axis=0), 1).tolist(),
+        "percent_by_softmax": _percent(softmax),
+        "percent_by_plan": _percent(plan),
     }
+
+
+def _percent(shares: jax.Array) -> list[float]:
+    """What part of the picture each prompt takes."""
+    return [round(100 * share, 1) for share in shares.sum(axis=0).tolist()]
 
 
 def draw_regimes(segmenter: Segmenter) -> dict[str, Any]:
@@ -136,9 +141,7 @@ def draw_regimes(segmenter: Segmenter) -> dict[str, Any]:
         }
         if regime.unseen:
             mixture = segmenter.spec.outputs.mixtures[segmenter.spec.outputs.main]
-            filled = pseudo_label(
-                maps, jnp.asarray(table)[None], regime.unseen, mixture=mixture
-            )
+            filled = pseudo_label(maps, jnp.asarray(table)[None], regime.unseen, mixture=mixture)
             filled = np.asarray(filled[0])
             hidden = table == regimes.HIDDEN
             truth = label[hidden]

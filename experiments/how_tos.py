@@ -37,7 +37,7 @@ class Block(NamedTuple):
     @property
     def commands(self) -> list[str]:
         """The commands of a block of the shell, each in one line."""
-        joined = self.text.replace("\\\n", " ")
+        joined = re.sub(r"\\\n *", "", self.text)
         return [line for line in joined.splitlines() if line and not line.startswith("#")]
 
 

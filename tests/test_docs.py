@@ -48,7 +48,9 @@ def test_the_code_of_a_page_runs_and_its_commands_are_taken(page, tmp_path, monk
 
 @pytest.mark.parametrize("text", TEXTS[len(PAGES) :], ids=lambda text: text.name)
 def test_commands_of_the_other_texts_are_taken(text):
-    commands = [c for block in how_tos.blocks(text) if block.language == "bash" for c in block.commands]
+    commands = [
+        c for block in how_tos.blocks(text) if block.language == "bash" for c in block.commands
+    ]
     commands += re.findall(r"`(python -m [^`]*)`", text.read_text())
     assert commands
     for command in commands:
