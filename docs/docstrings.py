@@ -1,4 +1,4 @@
-"""The headings of our docstrings that the site's reader of docstrings does not know."""
+"""What the site's reader of docstrings has to be told of ours."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import griffe
 PARAGRAPH = re.compile(r"^(Source|Differs): +(.*(?:\n(?!\w+:).+)*)", re.MULTILINE)
 
 
-class Headings(griffe.Extension):
+class Docstrings(griffe.Extension):
     """Example is what it calls Examples; Source and Differs stand in the line of their text."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
@@ -19,6 +19,11 @@ class Headings(griffe.Extension):
             # T* is no emphasis
             text = re.sub(r"(?<=[A-Z])\*(?=[\[ ])", r"\\*", text)
             obj.docstring.value = PARAGRAPH.sub(_box, text)
+
+    def on_module_members(self, *, mod: griffe.Module, **_: Any) -> None:
+        """Show what a wing offers once, where it is written."""
+        if mod.parent:
+            mod.exports = None
 
 
 def _box(found: re.Match[str]) -> str:
