@@ -1,12 +1,14 @@
 """The how-to pages of the site followed to the letter: code and commands, in an empty folder.
 
-    python -m experiments.how_tos        # → experiments/how_tos.json
+    python -m experiments.how_tos                          # → experiments/how_tos.json
+    python -m experiments.how_tos evaluate --folder=DIR    # one page, where others were followed
 
 The pages are followed one after the other in one folder, so that a model that one trains is there
 for the next. A `bash` block with a title wants what the package does not hold (photos, downloads,
 somebody to stop it), and is passed over. A command that fails ends the script.
 """
 
+import argparse
 import doctest
 import json
 import os
@@ -88,11 +90,21 @@ def follow(page: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Follow all pages, then write what was done."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Follow the pages, then write what was done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", help=f"of {', '.join(PAGES)}; none: all")
+    parser.add_argument("--folder", help="where to; a temporary one if not given")
+    given = parser.parse_args()
+    kept = json.loads(RESULT.read_text()) if given.pages else []
+    done = [told for told in kept if told["page"] not in given.pages]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(given.folder or temporary).absolute()
+        folder.mkdir(exist_ok=True)
         os.chdir(folder)  # code writes where it runs
-        done = [told for page in PAGES for told in follow(page, Path(folder))]
+        for page in given.pages or PAGES:
+            done += follow(page, folder)
         os.chdir(ROOT)
+    done.sort(key=lambda told: PAGES.index(told["page"]))
     RESULT.write_text(json.dumps(done, indent=1, ensure_ascii=False) + "\n")
 
 
