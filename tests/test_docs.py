@@ -21,7 +21,7 @@ TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experimen
 
 def parse(command: str) -> None:
     """Let the command that a line names parse it, as it would be typed."""
-    words = shlex.split(re.split(r" (?:&&|\|\||\||>) ", command)[-1])
+    words = shlex.split(re.split(r" (?:&&|\|\||\||>) ", command)[-1], comments=True)
     if "-m" not in words:
         return
     module, *argv = words[words.index("-m") + 1 :]
