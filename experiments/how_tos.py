@@ -86,7 +86,8 @@ def follow(page: str, folder: Path) -> Iterator[dict[str, Any]]:
             if done.returncode not in (0, STOPPED * command.startswith("timeout ")):
                 sys.exit(f"error: {done.stdout[-2000:]}{done.stderr[-2000:]}")
             told = {"page": page, "command": command, "seconds": seconds}
-            yield told | {"last_line": said[-1] if said else done.stderr.splitlines()[-1]}
+            last = said[-1] if said else done.stderr.splitlines()[-1]
+            yield told | {"last_line": last.replace(f"{folder}/", "")}
 
 
 def main() -> None:
