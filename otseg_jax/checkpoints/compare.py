@@ -36,10 +36,8 @@ FREE = (
 def differences(saved: Spec, here: Spec, was: Settings | None, now: Settings) -> list[str]:
     """What keeps weights of one description from being used under another.
 
-    On another data set the class names are others, and their embeddings no concern here.
-
-    Args:
-        was, now: the settings there and here; None: a model directory, which tells all itself.
+    On another data set the class names are others, and their embeddings no concern here. `was` and
+    `now` are the settings there and here; None: a model directory, which tells all itself.
     """
     problems, same_clip = list[str](), saved.clip_fingerprint == here.clip_fingerprint
     if not same_clip:

@@ -137,11 +137,7 @@ def read_words(typed: str) -> list[str]:
 
 
 class Answers:
-    """A model behind the page: its methods, its words, and the latest answers.
-
-    Args:
-        source, options: as of `load`.
-    """
+    """A model behind the page, as of `load`: its methods, its words, and the latest answers."""
 
     def __init__(self, source: str, **options: Any) -> None:
         self.first = first = load(source, **options)

@@ -26,7 +26,17 @@ ANY_EPSILON = 2.0**-6  # a power of 2, and in the log domain, which bears any si
 
 
 class Solution(NamedTuple):
-    """A plan and how good it is; see `solve`."""
+    """A plan and how good it is.
+
+    Attributes:
+        plan: as `sinkhorn`; the only field with a gradient.
+        steps: Newton steps taken, or `iterations`.
+        marginal_error: Σₘ|row sum − a| + Σₙ|column sum − b|, in [0, 2]; more than `tolerance` and
+            rounding means that the problem was given up on.
+        entropy: H(T) = −Σ T·log T, in nats.
+        dual_value: ε·(⟨a, u⟩ + ⟨b, v⟩) with T = exp(u + v − (1 − S)/ε); once solved it equals
+            ⟨T, 1 − S⟩ − ε·H(T), and it is never more.
+    """
 
     plan: Float[Array, "*batch m n"]
     steps: Int[Array, "*batch"]
@@ -174,15 +184,6 @@ def solve(
     solver: Solver = newton,
 ) -> Solution:
     """Solve as `sinkhorn` does, and say how it went; options and errors as `sinkhorn`.
-
-    Returns:
-        plan: as `sinkhorn`; the only field with a gradient.
-        steps: Newton steps taken, or `iterations`.
-        marginal_error: Σₘ|row sum − a| + Σₙ|column sum − b|, in [0, 2]; more than `tolerance` and
-            rounding means that the problem was given up on.
-        entropy: H(T) = −Σ T·log T, in nats.
-        dual_value: ε·(⟨a, u⟩ + ⟨b, v⟩) with T = exp(u + v − (1 − S)/ε); once solved it equals
-            ⟨T, 1 − S⟩ − ε·H(T), and it is never more.
 
     Example:
         >>> solution = solve(jnp.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]]))
