@@ -104,12 +104,16 @@ def test_libraries_that_stay_outside(rooms, outside):
         assert not libraries(MODULES[name]) & outside, name
 
 
-# torch and supervision, optional extras; `load`, so that `mps` alone stays quick to import
+# torch and supervision, optional; `load`, so that `mps` alone stays quick to import
 LATE = {
     "convert.verify._by_torch",
     "demo.__main__._serve",
     "predict.segmentation.to_supervision",
     "__init__.__getattr__",
+    # Weights & Biases and tensorboardX, optional extras
+    "training.metric_writers.check",
+    "training.metric_writers._tensorboard",
+    "training.metric_writers._wandb",
     # the doctor has to say what is wrong where these cannot be imported
     "doctor.parts.devices",
     "doctor.parts.dataset",
