@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -179,7 +180,9 @@ def serve() -> Iterator[Hub]:
 @contextlib.contextmanager
 def at_hand(folder: Path, token: str | None = WRITE) -> Iterator[Hub]:
     """A hub that this process's client talks to, logged in, with its cache in a folder."""
-    with serve() as hub, pytest.MonkeyPatch.context() as patch:
+    with serve() as hub, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # the client's own, where it sends large files
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
         # the variables are read when the library is imported
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "ENDPOINT", hub.address)

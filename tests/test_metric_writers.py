@@ -1,11 +1,13 @@
 """Logs of a run elsewhere, read back by TensorBoard and Weights & Biases: each step once."""
 
+import hashlib
 import importlib.util
 import io
 import json
 import logging
 import os
 import signal
+import struct
 import sys
 from collections import Counter
 from unittest import mock
@@ -59,22 +61,34 @@ def read_tensorboard(folder):
     return found, pictures
 
 
+def wandb_records(path):
+    """What a file of Weights & Biases holds, in LevelDB's log format: blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 2**15 - at % 2**15
+        _, length, kind = struct.unpack_from("<IHB", data, at)  # checksum, length, part
+        if left < 7 or kind == 0:  # padding
+            at += left
+            continue
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of a record, or its last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
 def read_wandb(workdir):
     """(name, step) → value of all that the sessions of a run have kept, and the ids of these."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
     found, runs = {}, set()
     for path in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while data := store.scan_data():
-            record = Record.FromString(data)
-            if record.WhichOneof("record_type") == "run":
+        for record in wandb_records(path):
+            if record.HasField("run"):
                 runs.add((record.run.project, record.run.run_id))
-            items = record.history.item if record.WhichOneof("record_type") == "history" else ()
-            for item in items:
-                name = item.key or "/".join(item.nested_key)
+            for item in record.history.item:
+                name = item.key or ".".join(item.nested_key)
+                assert (name, record.history.step.num) not in found
                 found[name, record.history.step.num] = json.loads(item.value_json)
     return found, runs
 
@@ -88,7 +102,7 @@ def logged(workdir):
     return {key: value for key, value in found.items() if value is not None}
 
 
-def test_an_interrupted_run_goes_on_in_the_same_logs(tmp_path, monkeypatch, capfd):
+def test_an_interrupted_run_goes_on_in_the_same_logs(tmp_path, monkeypatch):
     options = small.settings(log="tensorboard,wandb", **{"train.eval_every": 2})
     write = Log.write
 
@@ -114,9 +128,11 @@ def test_an_interrupted_run_goes_on_in_the_same_logs(tmp_path, monkeypatch, capf
     np.testing.assert_array_equal(pictures["val/predictions", 4], last)
 
     kept, runs = read_wandb(tmp_path / "run")
-    shown = [kept.pop(("val/predictions", step)) for step in (2, 4)]
-    assert {name["_type"] for name in shown} == {"image-file"}
-    assert {key: x for key, x in kept.items() if not key[0].startswith("_")} == want
+    digest = hashlib.sha256((tmp_path / "run" / "predictions.png").read_bytes()).hexdigest()
+    assert kept["val/predictions.sha256", 4] == digest
+    assert kept["val/predictions.height", 2] == pictures["val/predictions", 2].shape[0]
+    others = ("_", "val/predictions.")
+    assert {key: x for key, x in kept.items() if not key[0].startswith(others)} == want
     assert runs == {("otseg_jax", (tmp_path / "run" / "wandb_id").read_text().strip())}
 
 

@@ -107,7 +107,9 @@ def reason(error: BaseException) -> str:
             f"{constants.ENDPOINT} cannot be reached ({said}): try again later, or check the "
             "network and HF_ENDPOINT"
         )
-    return " ".join(str(error).split())
+    # what was tried, and what came of it
+    said = dict.fromkeys(" ".join(str(link).split()).rstrip(".") for link in (error, chain[-1]))
+    return ": ".join(said)
 
 
 def tokenizer(name: str) -> str:
