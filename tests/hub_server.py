@@ -81,7 +81,9 @@ class Handler(BaseHTTPRequestHandler):
                 {"error": "Repository not found"}, status=404, X_Error_Code="RepoNotFound"
             )
         if "/resolve/" in path:
-            name = path.partition(f"/resolve/{SHA}/")[2]
+            name = path.partition("/resolve/")[2].partition("/")[2]
+            if name not in files:
+                return self.answer({"error": "no"}, status=404, X_Error_Code="EntryNotFound")
             if self.command == "GET":
                 self.hub.fetched.append(name)
             etag = hashlib.sha256(files[name]).hexdigest()

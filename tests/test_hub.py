@@ -201,6 +201,20 @@ def test_the_hub_has_all_files_or_none(broken, tmp_path, monkeypatch):
     shutil.rmtree(dest)
 
 
+def test_the_licence_that_a_card_has_on_the_hub_stays(tmp_path):
+    clip = otseg_jax.load("shapes-clip")
+    with hub_server.at_hand(tmp_path) as server:
+        clip.push_to_hub("someone/clip")
+        files = server.repositories["someone/clip"]
+        card = ModelCard(files["README.md"].decode())
+        card.data.license = "mit"  # as on the site
+        files["README.md"] = str(card).encode()
+        clip.push_to_hub("someone/clip")
+        assert ModelCard(files["README.md"].decode()).data.license == "mit"
+        clip.push_to_hub("someone/clip", license="apache-2.0")
+        assert ModelCard(files["README.md"].decode()).data.license == "apache-2.0"
+
+
 def test_flags_of_a_card_need_an_upload(tmp_path):
     with pytest.raises(ValueError, match="--license and --private are of what --upload"):
         convert("shapes-clip", tmp_path / "clip", license="mit")

@@ -93,6 +93,7 @@ def libraries(tree: ast.Module) -> set[str]:
         (r"training\.losses|evaluation\.(metrics|windows)", {"flax"}),
         (r"(?!convert\.references)", {"torch", "tensorflow"}),
         (r"(?!demo\.(actions|guard|page))", {"gradio", "gradio_client", "starlette"}),
+        (r"(?!training\.(tensorboard|wandb)_writer)", {"tensorboardX", "tensorboard", "wandb"}),
         # a configuration goes no further than where it is parsed and turned into plain settings
         (r"(?!build|cli|config_file|main|convert\.__main__)", {"ml_collections"}),
     ],

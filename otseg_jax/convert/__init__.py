@@ -47,7 +47,7 @@ def convert(
         raise ValueError("--license and --private are of what --upload=OWNER/NAME publishes")
     paths.check_free(dest, file=format == "mmseg")  # before the work, and so is the next
     if upload:
-        card.check(upload, license)
+        license = card.check(upload, license)
     found = read.load(source, hints=hints)
     WRITERS[format](dest, found.model)
     lines = [f"{source} ({found.format}) → {dest} ({format})"]

@@ -1,5 +1,6 @@
 """Models on the hub: the card that goes with them, and how they are published."""
 
+import contextlib
 import logging
 import re
 import shutil
@@ -37,7 +38,7 @@ def publish(model: Pretrained, name: str, *, license: str = "", private: bool = 
     Raises:
         ValueError: it cannot be published, and why; the hub has all files or none.
     """
-    check(name, license)
+    license = check(name, license)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         pretrained.write(folder, model)
@@ -45,18 +46,25 @@ def publish(model: Pretrained, name: str, *, license: str = "", private: bool = 
         return hub.upload(folder, name, private=private)
 
 
-def check(name: str, license: str = "") -> None:
-    """Refuse, with a ValueError before the work, a name or a licence that the hub will not take."""
+def check(name: str, license: str = "") -> str:
+    """Refuse, with a ValueError before the work, a name or a licence that the hub will not take.
+
+    Returns the licence to state: where none is given, that of the card that is there.
+    """
     hub.check_login(name)
-    if license:
-        header = ModelCardData(license=license).to_yaml()
-        try:
-            ModelCard(f"---\n{header}\n---\n").validate()
-        except Exception as error:  # any type, as of all that asks the hub
-            raise ValueError(
-                f"license={license!r}: {hub.reason(error)}. The hub's names of licences are at "
-                "https://huggingface.co/docs/hub/repositories-licenses"
-            ) from error
+    if not license:
+        with contextlib.suppress(Exception):  # any type, as of all that asks the hub
+            license = ModelCard.load(name).data.license or ""
+        return license
+    header = ModelCardData(license=license).to_yaml()
+    try:
+        ModelCard(f"---\n{header}\n---\n").validate()
+    except Exception as error:  # any type, as above
+        raise ValueError(
+            f"license={license!r}: {hub.reason(error)}. The hub's names of licences are at "
+            "https://huggingface.co/docs/hub/repositories-licenses"
+        ) from error
+    return license
 
 
 def write(folder: Path, model: Pretrained, name: str, *, license: str = "") -> None:
