@@ -7,7 +7,7 @@ A run is determined by its settings: the batch and the random key of a step are 
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -210,7 +210,7 @@ class _Run:
         train, images = self.options.train, self.options.train.eval_images
         last = self.done == train.steps
         rows = list[Any]()
-        draw: partial[object]
+        draw: Callable[[Path], object]
 
         def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
             if number < report.SHOWN:

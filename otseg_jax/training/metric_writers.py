@@ -43,9 +43,6 @@ class Writers:
     def __init__(self) -> None:
         self._open: dict[str, Writer] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._open)
-
     def add(self, name: str, make: Callable[[], Writer]) -> None:
         """Open one more."""
         with self._forgiven(name):

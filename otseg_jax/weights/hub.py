@@ -108,8 +108,8 @@ def reason(error: BaseException) -> str:
             "network and HF_ENDPOINT"
         )
     # what was tried, and what came of it
-    said = dict.fromkeys(" ".join(str(link).split()).rstrip(".") for link in (error, chain[-1]))
-    return ": ".join(said)
+    lines = [" ".join(str(link).split()).rstrip(".") for link in (error, chain[-1])]
+    return ": ".join(dict.fromkeys(lines))
 
 
 def tokenizer(name: str) -> str:
