@@ -38,6 +38,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             "dtype": "float32",  # of matrix products: float32 | tensorfloat32 | bfloat16
             # compiled programs are kept there, at most 2 GB; "": not at all
             "compile_cache": "~/.cache/otseg_jax/xla",
+            # what else a training is logged to, beside `metrics.jsonl`: tensorboard | wandb |
+            # tensorboard,wandb; "": nothing (any value, same result)
+            "log": "",
             "init_from": "",  # workdir or model directory whose trained weights to start from
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {

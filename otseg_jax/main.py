@@ -1,6 +1,8 @@
 r"""Train or evaluate from the command line; every field of the configuration is a flag.
 
     python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes
+    python -m otseg_jax.main --config=configs/shapes.py --workdir=runs/shapes \
+        --config.log=tensorboard,wandb
     python -m otseg_jax.main --config=configs/voc12.py --config.data.root=VOCdevkit/VOC2012 \
         --config.clip.source=openai/clip-vit-base-patch16 --workdir=runs/voc12
     python -m otseg_jax.main --config=configs/voc12.py:transductive \

@@ -191,7 +191,8 @@ class Settings:
     data: Data
     train: Train
     eval: Eval
-    compile_cache: LocalPlace = ""  # runs of before have none
+    compile_cache: LocalPlace = ""  # runs of before have neither
+    log: Literal["", "tensorboard", "wandb", "tensorboard,wandb", "wandb,tensorboard"] = ""
 
     def __post_init__(self) -> None:
         methods.check_use(

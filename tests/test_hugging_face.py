@@ -1,11 +1,9 @@
 """CLIP from Hugging Face: transformers' own torch model, randomly filled, is the reference."""
 
-import http.server
 import json
-import threading
-from pathlib import Path
 from types import SimpleNamespace
 
+import hub_server
 import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
@@ -287,65 +285,10 @@ def test_hub_names_are_read_through_the_hub_cache(saved, tmp_path, monkeypatch):
         load("someone/else")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download asks for; `folder` is the one repository."""
-
-    folder: Path
-    sent: list[str] = []  # noqa: RUF012
-
-    def do_GET(self):
-        body, name = b"", self.path.split("/")[-1]
-        if "/tree/" in self.path:
-            there = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name}
-                for path in sorted(self.folder.iterdir())
-            ]
-            body = json.dumps(there).encode()
-        elif self.path.startswith("/api/models/"):
-            there = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-            body = json.dumps({"id": "some/clip", "sha": "0" * 40, "siblings": there}).encode()
-        else:
-            body = (self.folder / name).read_bytes()
-        self.send_response(200)
-        for key, value in {
-            "Content-Length": len(body),
-            "Content-Type": "application/json",
-            "X-Repo-Commit": "0" * 40,
-            "ETag": f'"{name}"',
-        }.items():
-            self.send_header(key, str(value))
-        self.end_headers()
-        if self.command == "GET":
-            self.sent.append(name)
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-def test_one_copy_of_the_weights_is_fetched(saved, tmp_path, monkeypatch):
-    Hub.folder = tmp_path / "hub"
-    Hub.folder.mkdir()
-    for path in saved.folder.iterdir():
-        (Hub.folder / path.name).write_bytes(path.read_bytes())
-    for name in ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5"):
-        (Hub.folder / name).write_bytes(b"the same weights once more")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    try:
+def test_one_copy_of_the_weights_is_fetched(saved, tmp_path):
+    files = {path.name: path.read_bytes() for path in saved.folder.iterdir()}
+    others = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
+    with hub_server.at_hand(tmp_path) as server:
+        server.repositories["some/clip"] = files | dict.fromkeys(others, b"the same once more")
         assert load("some/clip").fingerprint == load(saved.folder).fingerprint
-    finally:
-        server.shutdown()
-        server.server_close()
-    fetched = {name for name in Hub.sent if "." in name}
-    assert fetched == {"config.json", "model.safetensors"}
+    assert sorted(server.fetched) == ["config.json", "model.safetensors"]

@@ -1,11 +1,7 @@
-"""Model directories in use: from a trained run, to training, evaluation, prediction and the hub."""
+"""Model directories in use: from a trained run, to training, evaluation and prediction."""
 
-import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub.constants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +22,7 @@ from otseg_jax.evaluation import report
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import FROZEN, TRAINABLE, OTSeg, OTSegConfig
 from otseg_jax.training import loop, start
-from otseg_jax.weights import clip, hub, names
+from otseg_jax.weights import clip, names
 
 
 @pytest.fixture(scope="module")
@@ -221,106 +217,6 @@ def test_real_photos_with_real_words(clip_files, photos, tmp_path):
     )
     want = segmenter.scores(prepared, size=size)[segmenter.vocabulary.names.index("cat")]
     np.testing.assert_allclose(by_name[0], want, atol=2e-5)
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as one upload and one download need."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012 (one hub per test session)
-    url = ""
-    SHA = "0123456789abcdef0123456789abcdef01234567"
-
-    def log_message(self, *arguments):
-        pass
-
-    def answer(self, value=None, *, body=b"", headers=()):
-        body = json.dumps(value).encode() if value is not None else body
-        self.send_response(200)
-        for name, content in {"Content-Length": str(len(body)), **dict(headers)}.items():
-            self.send_header(name, content)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_POST(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(length)
-        if self.path.endswith("/repos/create"):
-            self.answer({"url": f"{self.url}/someone/model", "name": "someone/model"})
-        elif "/preupload/" in self.path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            plain = {"uploadMode": "regular", "shouldIgnore": False}
-            self.answer({"files": [{"path": name, **plain} for name in names]})
-        elif "/commit/" in self.path:
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    value = entry["value"]
-                    self.files[value["path"]] = base64.b64decode(value["content"])
-            self.answer(
-                {
-                    "commitUrl": f"{self.url}/someone/model/commit/{self.SHA}",
-                    "commitOid": self.SHA,
-                    "success": True,
-                }
-            )
-        else:
-            self.answer({})
-
-    def do_GET(self):
-        if "/resolve/" in self.path:
-            name = self.path.split(f"/resolve/{self.SHA}/")[1]
-            body = self.files[name]
-            etag = {"ETag": f'"{abs(hash(body)):x}"', "X-Repo-Commit": self.SHA}
-            self.answer(body=body, headers=etag)
-        elif "/tree/" in self.path:
-            kind = {"type": "file", "oid": "0"}
-            self.answer([{**kind, "path": n, "size": len(b)} for n, b in self.files.items()])
-        else:
-            listing = [{"rfilename": name} for name in self.files]
-            self.answer({"id": "someone/model", "sha": self.SHA, "siblings": listing})
-
-    do_HEAD = do_GET
-
-
-def test_up_to_a_hub_and_back(model, tmp_path, monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    Hub.url, constants = address, huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    try:
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
-        hub.upload(model, "someone/model")
-        assert sorted(Hub.files) == [
-            "config.json",
-            "model.safetensors",
-            "tokenizer/tokenizer.json",
-            "tokenizer/tokenizer_config.json",
-        ]
-        segmenter = otseg_jax.load("someone/model")
-        want = pretrained.read(model)
-        np.testing.assert_array_equal(segmenter.text, want.embeddings)
-        got = names.flatten(nnx.state(segmenter.model))
-        assert set(got) == set(want.model_leaves())
-        np.testing.assert_array_equal(got["q_proj/kernel"], want.trained["q_proj/kernel"])
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_frozen_and_trained_leaves_are_told_by_name(model):

@@ -88,6 +88,7 @@ def test_every_number_has_a_lower_and_an_upper_bound(name):
         ({"train.focal_weight": 0.0, "train.dice_weight": 0.0}, "nothing would be learned"),
         ({"train.end_learning_rate": 1.0}, "above train.learning_rate"),
         ({"eval.checkpoint": "Best"}, "latest, best, half"),
+        ({"log": "tensorbord"}, "log='tensorbord': wanted '', 'tensorboard', 'wandb', 'tensor"),
         ({"train.speed": 1}, "train.speed=1: there is no such field"),
         ({"model.rank": 1}, "model.rank=1: there is no such field"),
     ],

@@ -93,6 +93,7 @@ def libraries(tree: ast.Module) -> set[str]:
         (r"training\.losses|evaluation\.(metrics|windows)", {"flax"}),
         (r"(?!convert\.references)", {"torch", "tensorflow"}),
         (r"(?!demo\.(actions|guard|page))", {"gradio", "gradio_client", "starlette"}),
+        (r"(?!training\.(tensorboard|wandb)_writer)", {"tensorboardX", "tensorboard", "wandb"}),
         # a configuration goes no further than where it is parsed and turned into plain settings
         (r"(?!build|cli|config_file|main|convert\.__main__)", {"ml_collections"}),
     ],
@@ -104,12 +105,16 @@ def test_libraries_that_stay_outside(rooms, outside):
         assert not libraries(MODULES[name]) & outside, name
 
 
-# torch and supervision, optional extras; `load`, so that `mps` alone stays quick to import
+# torch and supervision, optional; `load`, so that `mps` alone stays quick to import
 LATE = {
     "convert.verify._by_torch",
     "demo.__main__._serve",
     "predict.segmentation.to_supervision",
     "__init__.__getattr__",
+    # Weights & Biases and tensorboardX, optional extras
+    "training.metric_writers.check",
+    "training.metric_writers._tensorboard",
+    "training.metric_writers._wandb",
     # the doctor has to say what is wrong where these cannot be imported
     "doctor.parts.devices",
     "doctor.parts.dataset",

@@ -14,6 +14,7 @@ LOGGER = logging.getLogger(__name__)
 # CLIP and of `text.embeddings` the content counts: their fingerprints are compared instead.
 FREE = (
     "compile_cache",
+    "log",
     "mesh.",
     "eval.",
     "clip.source",

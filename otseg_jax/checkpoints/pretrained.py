@@ -37,7 +37,7 @@ from otseg_jax.weights.source import FORMAT
 from otseg_jax.weights.towers import Stated
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer"
-PATTERNS = (config.NAME, WEIGHTS, f"{TOKENIZER}/*", "*.stablehlo")
+PATTERNS = (config.NAME, WEIGHTS, f"{TOKENIZER}/*")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,6 +9,7 @@ r"""Convert weights: any published checkpoint in, a model directory or another p
     python -m otseg_jax.convert voc12 voc12.pth --format=mmseg      # for the original program
     python -m otseg_jax.convert voc12 voc12_clip --format=hf        # its CLIP, for transformers
     python -m otseg_jax.convert voc12 voc12_hlo --format=stablehlo  # jax.export, classes an input
+    python -m otseg_jax.convert runs/voc12 voc12 --upload=USER/voc12 --license=apache-2.0  # the hub
 
 SOURCE is a file, a folder or a hub name; what it is shows in its content. DEST must not be there.
 A checkpoint of the original programs does not tell its classes, templates, normalisation, windows
@@ -46,8 +47,16 @@ for name, text in HELP.items():
     else:
         flags.DEFINE_string(name, default, text, flag_values=FLAGS)
 flags.DEFINE_string(
-    "upload", "", "Hub name to publish the model directory under", flag_values=FLAGS
+    "upload",
+    "",
+    "Hub name, OWNER/NAME, to publish the model directory under, with a card: figures of its run, "
+    "how to load it",
+    flag_values=FLAGS,
 )
+flags.DEFINE_string(
+    "license", "", "Of what --upload publishes, as the hub calls it: apache-2.0", flag_values=FLAGS
+)
+flags.DEFINE_bool("private", False, "Others do not see what --upload makes", flag_values=FLAGS)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         settings = None if config is None else build.settings_of(config)
         given: dict[str, Any] = {name: FLAGS[name].value for name in HELP}
         how = {"format": FLAGS.format, "check": FLAGS.verify, "upload": FLAGS.upload}
+        how |= {"license": FLAGS.license, "private": FLAGS.private}
         print(convert(*rest, hints=Hints(settings, **given), **how))
 
     cli.run(work)

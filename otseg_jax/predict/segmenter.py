@@ -22,7 +22,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from otseg_jax import paths, sharding
-from otseg_jax.checkpoints.pretrained import Model
+from otseg_jax.checkpoints.pretrained import Model, Pretrained
+from otseg_jax.convert import card
 from otseg_jax.data import classes, decode, transforms
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
@@ -71,6 +72,7 @@ class Segmenter:
         self.spec, self.clip = model.spec, model.clip
         self.vocabulary = self.spec.vocabulary if self.spec.classes else None
         self.method = self._output(method)
+        self._loaded = model
         self.model = model.build(transport=transport, dtype=dtype)
         self.dtype = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
         self.text: Float[Array, "k n c"] = jnp.asarray(model.embeddings)  # of its vocabulary
@@ -178,6 +180,24 @@ class Segmenter:
         """Text embeddings of words, kept for reuse; of a CLIP alone the mean over its templates."""
         plain = tuple(word for each in asked.check_words(words) for word in each)
         return jnp.asarray(np.stack(self._vectors.embed(plain, templates)))
+
+    def push_to_hub(self, name: str, *, license: str = "", private: bool = False) -> str:
+        """Publish the model on the Hugging Face hub, with a card; return the commit's address.
+
+        `otseg_jax.load(name)` gives it back; options of `load` are not stored with it.
+
+        Args:
+            name: "owner/name"; the repository is made if need be.
+            license: as the hub calls it, such as "apache-2.0"; "": the card says nothing of it.
+            private: others do not see the repository, if it is made.
+
+        Raises:
+            ValueError: it cannot be published, and why; the hub has all files or none.
+        """
+        own = self._loaded
+        # of a CLIP alone its weights: methods need no more
+        model = own if self.spec.classes else Pretrained(clip=own.clip, origin=own.origin)
+        return card.publish(model, name, license=license, private=private)
 
     def __repr__(self) -> str:
         count = len(self.spec.classes)

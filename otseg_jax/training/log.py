@@ -1,8 +1,11 @@
-"""What a run tells while it trains: `metrics.jsonl`, one JSON object a line, and its curves."""
+"""What a run tells while it trains: `metrics.jsonl`, one JSON object a line, its curves, and more.
+
+The more are the places of `metric_writers`.
+"""
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import jax
 
 from otseg_jax import paths
 from otseg_jax.evaluation import charts
+from otseg_jax.training.metric_writers import VALIDATION, Writers
 
 LOGGER = logging.getLogger(__name__)
 
@@ -17,11 +21,14 @@ LOGGER = logging.getLogger(__name__)
 class Log:
     """The log of a workdir; the first process writes, the others are silent."""
 
-    def __init__(self, workdir: Path) -> None:
-        self.path = workdir / charts.LOG
+    def __init__(self, workdir: Path, writers: Writers | None = None) -> None:
+        self.path, self.writers = workdir / charts.LOG, writers or Writers()
 
     def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
-        """Append a line."""
+        """Append a line, of a step."""
+        self._append(step, numbers, "train/")
+
+    def _append(self, step: int, numbers: Mapping[str, float | None], group: str) -> None:
         if jax.process_index() == 0:
             with paths.writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,6 +36,8 @@ class Log:
                 cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
                 with self.path.open("a") as file:
                     file.write("\n" * cut + json.dumps({"step": step, **numbers}) + "\n")
+            told = {group + name: x for name, x in numbers.items() if x is not None}
+            self.writers.scalars(step, told)
 
     def write_results(self, step: int, results: Mapping[str, Any], *, main: str) -> None:
         """Append the means of an evaluation, as "output/measure"; warn where `main` looks wrong."""
@@ -38,7 +47,7 @@ class Log:
             for name, value in summary.items()
             if name != "iou"
         }
-        self.write(step, means)
+        self._append(step, means, VALIDATION)
         seen, unseen = (results[main][f"miou_{half}"] for half in ("seen", "unseen"))
         if seen is not None and unseen is not None and unseen < 1.0 < 20.0 < seen:
             LOGGER.warning(
@@ -48,6 +57,11 @@ class Log:
                 seen,
                 unseen,
             )
+
+    def write_picture(self, step: int, draw: Callable[[Path], object]) -> None:
+        """Send predictions of an evaluation to the writers; `draw` makes the PNG."""
+        if jax.process_index() == 0:
+            self.writers.picture(step, f"{VALIDATION}predictions", draw)
 
     def draw(self) -> None:
         """Draw the curves beside it."""

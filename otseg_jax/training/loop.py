@@ -5,9 +5,11 @@ A run is determined by its settings: the batch and the random key of a step are 
 """
 
 import logging
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,21 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from otseg_jax import build, sharding
+from otseg_jax import build, settings, sharding
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
-from otseg_jax.evaluation import report
+from otseg_jax.evaluation import figures, report
 from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
 from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
-from otseg_jax.training import memory, optim, start
+from otseg_jax.training import memory, metric_writers, optim, start
 from otseg_jax.training.log import Log
+from otseg_jax.training.metric_writers import Writers
 from otseg_jax.training.step import State, Step, make_train_step
 
 LOGGER = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ def train(options: Settings, workdir: str | Path, *, transport: Transport | None
         KeyboardInterrupt: the user or the system asked to stop; a checkpoint was written.
     """
     methods.trained(options.model)
+    metric_writers.check(options.log)
     with lock.hold(workdir) as held:
         _train(options, held, transport)
 
@@ -83,8 +87,11 @@ def _train(options: Settings, workdir: Path, transport: Transport | None) -> Non
             dice_weight=options.train.dice_weight,
             seed=options.seed,
         )
-        run = _Run(experiment, workdir, validation, checkpoints, schedule, saved=done)
-        run(step, state, done, start.batches(options, source, done))
+        judged, told = checkpoints.judged(done), settings.leaves(options)
+        log = metric_writers.opened(options.log, workdir, done=done, judged=judged, settings=told)
+        with log as writers:
+            run = _Run(experiment, workdir, validation, checkpoints, schedule, writers, saved=done)
+            run(step, state, done, start.batches(options, source, done))
 
 
 @dataclass
@@ -96,10 +103,11 @@ class _Run:
     validation: Split
     checkpoints: Checkpoints
     schedule: optax.Schedule
+    writers: Writers
     saved: int  # the last step that is in a checkpoint
 
     def __post_init__(self) -> None:
-        self.options, self.log = self.experiment.settings, Log(self.workdir)
+        self.options, self.log = self.experiment.settings, Log(self.workdir, self.writers)
 
     def __call__(
         self, step: Step, state: State, start: int, batches: Iterator[dict[str, np.ndarray]]
@@ -202,6 +210,14 @@ class _Run:
         judged = (self.experiment, self.validation, self.state.trainable)
         train, images = self.options.train, self.options.train.eval_images
         last = self.done == train.steps
+        rows = list[Any]()
+        draw: Callable[[Path], object]
+
+        def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
+            if number < report.SHOWN:
+                main = maps[self.experiment.spec.outputs.main]
+                rows.append((example["image"], example["label"], main))
+
         if last:
             images = self.options.eval.images
             results = report.report(
@@ -211,12 +227,17 @@ class _Run:
                 before_photo=before_photo,
                 on_results=self._tell_results,
             )
+            draw = partial(shutil.copyfile, self.workdir / "predictions.png")
         else:
-            found = report.evaluate_split(*judged, images=images, before_photo=before_photo)
+            found = report.evaluate_split(
+                *judged, images=images, on_photo=on_photo, before_photo=before_photo
+            )
             results = found.results
             self._tell_results(results)
+            draw = partial(figures.panel, rows=rows, vocabulary=self.experiment.vocabulary)
         if self.checkpoints.judged(self.done):
             return
+        self.log.write_picture(self.done, draw)
         metrics = self._figures(results, images)
         if last:
             # the best of a run is found by the photos of all its evaluations

@@ -29,8 +29,8 @@ WEIGHTS = tuple(
     for name in ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
     for index in ("", ".index.json")
 )
-# What to fetch from the hub with each: itself, or an index and its shards.
-CHOICES = tuple((n, re.sub(r"(\.\w+)\.index\.json$", r"-*\1", n)) for n in WEIGHTS)
+# What to fetch from the hub with each: an index has shards, and none is read without the sizes.
+CHOICES = tuple((n, re.sub(r"(\.\w+)\.index\.json$", r"-*\1", n), CONFIG) for n in WEIGHTS)
 PATTERNS = (CONFIG, *hub.TOKENIZER, *normalisation.FILES)
 
 IDS = "embeddings.position_ids"  # 0, 1, 2, …, which old versions of transformers saved

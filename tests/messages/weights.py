@@ -20,7 +20,7 @@ from messages import Row
 from otseg_jax import build
 from otseg_jax.convert import convert
 from otseg_jax.convert.hints import Hints
-from otseg_jax.weights import files, hub, source
+from otseg_jax.weights import files, source
 from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.towers import Stated
 
@@ -163,8 +163,8 @@ ROWS = [
     ),
     Row(
         "convert --upload=no/such, not logged in",
-        lambda folder: hub.upload(folder, "no/such"),
-        r" is written, but could not be published as no/such: .*Log in with `hf auth login`",
+        lambda folder: convert("shapes-clip", folder / "clip", upload="no/such"),
+        r"no/such cannot be published: .*log in with `hf auth login`, or set HF_TOKEN",
     ),
     Row(
         "convert ViT.pt: heads that no file tells",
