@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from otseg_jax.models.linear import Linear
+from otseg_jax.models.modules import Modules
 from otseg_jax.ot.sinkhorn import sinkhorn
 
 KINDS = ("mpsa", "cross_attention")
@@ -224,7 +225,7 @@ class Decoder(nnx.Module):
         layer = partial(DecoderLayer, width, attend, dropout=dropout, dtype=dtype)
         # Every layer draws from the same key: the reference deep-copies one initialised layer.
         seed = rngs.params()
-        self.layers = nnx.List(layer(rngs=nnx.Rngs(params=seed)) for _ in range(layers))
+        self.layers = Modules(layer(rngs=nnx.Rngs(params=seed)) for _ in range(layers))
 
     def __call__(self, queries: Queries, memory: Pixels, *, key: MaybeKey = None) -> Scores:
         """Logits of every class at every pixel."""
