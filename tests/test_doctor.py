@@ -78,7 +78,12 @@ JAX = INSTALLED["jax"].version
         ({"jaxlib": "9.0"}, "jax .* takes jaxlib", f'pip install "jax=={JAX}" "jaxlib<'),
         ({"jax_cuda12_plugin": "0.4.0"}, "takes jax-cuda12-plugin", f'"jax[cuda12]=={JAX}"'),
         ({"libtpu": "0.0.1"}, "takes libtpu==", f'"jax[tpu]=={JAX}"'),
-        ({"flax": "0.6.0"}, "otseg-jax .* takes flax", 'pip install "flax'),
+        ({"flax": "0.6.0"}, "otseg-jax .* takes flax", f'"flax<0.13,>=0.11.2" "jax=={JAX}"'),
+        (
+            {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.11.2"},
+            "flax 0.11.2 with jax 0.10.2: flax imports",
+            'pip install "flax>=0.12.1" "jax==0.10.2"',
+        ),
         (
             {"jax": "0.11.1", "jaxlib": "0.11.1", "flax": "0.12.8"},
             "flax .* with jax 0.11.1: .* class",
