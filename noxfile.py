@@ -1,7 +1,7 @@
 """The test suite at the two ends and in the middle of the versions that pyproject.toml admits.
 
-    nox --session oldest newest    # all but what torch, gradio or a browser is needed for
-    nox --session oldest -- -m core    # what follows -- goes to pytest
+    nox --session oldest newest                    # all that needs no torch, Gradio or browser
+    nox --session oldest newest -- tests -m core   # as CI: what follows -- goes to pytest
 
 A session starts with these packages, as a notebook of Colab does, and fails where installing this
 project changes one of them.
@@ -19,10 +19,14 @@ VERSIONS = {
 }
 nox.options.sessions = list(VERSIONS)
 nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # it is told, and the others run
 
 # modules that cannot be imported without torch or gradio have doctests
-NEEDING = {"suite": ("--ignore=otseg_jax/convert/references.py", "--ignore=otseg_jax/demo"), "test": ()}
+NEEDING = {
+    "suite": ("--ignore=otseg_jax/convert/references.py", "--ignore=otseg_jax/demo"),
+    "test": (),
+}
 
 KEPT = (
     "import sys; from importlib.metadata import version; "
@@ -35,12 +39,13 @@ def define(name: str, python: str, pins: tuple[str, ...], extra: str) -> None:
 
     @nox.session(name=name, python=python)
     def session(session: nox.Session) -> None:
+        session.env["PIP_NO_COMPILE"] = "1"  # saves seconds: most modules are never imported
         session.install(*pins)
         session.install("--editable", ".")
         session.run("python", "-c", KEPT, *pins, silent=True)
         # with the pins, as what the tests compare with asks for newer ones
         session.install("--editable", f".[{extra}]", *pins)
-        session.run("pytest", *NEEDING[extra], *session.posargs)
+        session.run("pytest", "-rs", *NEEDING[extra], *session.posargs)
 
 
 for name, row in VERSIONS.items():
