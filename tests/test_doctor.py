@@ -92,7 +92,7 @@ JAX = INSTALLED["jax"].version
         ({"jax_metal": "0.1.1"}, "jax-metal 0.1.1 with jax", "pip uninstall --yes jax-metal"),
         ({"optax": None}, "otseg-jax .* takes optax.* and none is installed", 'pip install "optax'),
         ({"ml_dtypes": None}, "takes ml.dtypes.* and none is installed", 'pip install "ml'),
-        ({"numpy": "1.26.4"}, "numpy>=2.0, .* more, and 1.26.4 is", 'pip install "numpy>=2'),
+        ({"numpy": "1.26.4"}, "numpy>=2.0, .* more, and 1.26.4 is", 'pip install "numpy'),
     ],
 )
 def test_versions_that_do_not_fit_are_told_with_what_to_install(changed, what, mend):
