@@ -7,7 +7,7 @@ Sinkhorn, cosines and LayerNorms are float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import jax
@@ -96,12 +96,16 @@ def torch_linear(
     The reference never calls its own initialiser for the decoder, so PyTorch's default is what
     published models were trained from.
     """
-    bound = inputs**-0.5
+    uniform = _uniform(inputs**-0.5)
+    return Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs)
 
-    def uniform(key, shape, dtype=jnp.float32):
+
+@cache  # as that of the towers
+def _uniform(bound: float) -> Callable[..., Array]:
+    def draw(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs)
+    return draw
 
 
 @dataclass(frozen=True)
