@@ -3,8 +3,10 @@
 import warnings
 from collections import OrderedDict
 
-import torch
-from torch import nn
+import pytest
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 
 class QuickGELU(nn.Module):

@@ -1,11 +1,14 @@
 """What tests compare with: the authors' numbers, and their program's Sinkhorn with its own stop."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.scipy.special import logsumexp
 
 from otseg_jax.data.classes import IGNORE
@@ -55,3 +58,29 @@ def reference_sinkhorn(similarity, *, epsilon=0.05, iterations=None):
     start = (jnp.zeros((*batch, m, 1)), jnp.zeros((*batch, 1, n)), jnp.array(False))
     (u, v, _), _ = jax.lax.scan(update, start, length=iterations or 100)
     return jnp.exp(kernel + u + v)
+
+
+@contextlib.contextmanager
+def x64(on: bool = True) -> Iterator[None]:
+    """JAX with float64, or without; `jax.enable_x64` is there from jax 0.8 on."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", on)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+class _Torch:
+    """torch, imported by what first asks for it; a test that asks for it is skipped without it.
+
+    It is not installed where the suite runs on the newest Python or on Colab's versions.
+    """
+
+    def __getattr__(self, name: str):
+        if name.startswith(("_", "pytest")):  # by pytest, which looks through each module
+            raise AttributeError(name)
+        return getattr(pytest.importorskip("torch"), name)
+
+
+torch = _Torch()

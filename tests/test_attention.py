@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from oracles import x64
 
 from otseg_jax.models.attention import attention
 
@@ -40,7 +41,7 @@ def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal):
     def wanted(*qkv):
         return by_formula(*qkv, causal)
 
-    with jax.enable_x64():
+    with x64():
         exact = [np.asarray(x, np.float64) for x in inputs]
         expected = np.asarray(wanted(*exact))
         gradients = jax.grad(lambda *qkv: loss(wanted, *qkv), argnums=(0, 1, 2))(*exact)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
+from oracles import torch
 from scipy.special import erf
 
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, resize_positions

@@ -6,10 +6,9 @@ import string
 from types import SimpleNamespace
 
 import numpy as np
-import openai_clip
 import pytest
 import small
-import torch
+from oracles import torch
 
 import otseg_jax
 from otseg_jax import build
@@ -36,6 +35,8 @@ def tokenizer(folder, letters):
 def told(tmp_path_factory):
     """A run whose CLIP file tells neither heads nor activation, and has no tokenizer beside it."""
     home = tmp_path_factory.mktemp("told")
+    import openai_clip
+
     torch.save(openai_clip.make().state_dict(), home / "clip.pt")
     theirs = tokenizer(home / "theirs", string.ascii_lowercase)
     other = tokenizer(home / "other", string.ascii_lowercase[::-1])

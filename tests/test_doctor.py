@@ -61,6 +61,7 @@ def other(**changed):
     return packages
 
 
+@pytest.mark.core
 def test_what_is_installed_here_fits():
     (about,) = versions.check(INSTALLED)
     assert about.severity == "ok"
@@ -77,12 +78,21 @@ JAX = INSTALLED["jax"].version
         ({"jaxlib": "9.0"}, "jax .* takes jaxlib", f'pip install "jax=={JAX}" "jaxlib<'),
         ({"jax_cuda12_plugin": "0.4.0"}, "takes jax-cuda12-plugin", f'"jax[cuda12]=={JAX}"'),
         ({"libtpu": "0.0.1"}, "takes libtpu==", f'"jax[tpu]=={JAX}"'),
-        ({"flax": "0.6.0"}, "otseg-jax .* takes flax", 'pip install "flax'),
-        ({"jax": "0.11.1", "jaxlib": "0.11.1"}, "flax .* with jax 0.11.1: .* class", "flax>="),
+        ({"flax": "0.6.0"}, "otseg-jax .* takes flax", f'"flax<0.13,>=0.11.2" "jax=={JAX}"'),
+        (
+            {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.11.2"},
+            "flax 0.11.2 with jax 0.10.2: flax imports",
+            'pip install "flax>=0.12.1" "jax==0.10.2"',
+        ),
+        (
+            {"jax": "0.11.1", "jaxlib": "0.11.1", "flax": "0.12.8"},
+            "flax .* with jax 0.11.1: .* class",
+            "flax>=",
+        ),
         ({"jax_metal": "0.1.1"}, "jax-metal 0.1.1 with jax", "pip uninstall --yes jax-metal"),
         ({"optax": None}, "otseg-jax .* takes optax.* and none is installed", 'pip install "optax'),
         ({"ml_dtypes": None}, "takes ml.dtypes.* and none is installed", 'pip install "ml'),
-        ({"numpy": "1.26.4"}, "numpy>=2.0, .* more, and 1.26.4 is", 'pip install "numpy>=2'),
+        ({"numpy": "1.26.4"}, "numpy>=2.0, .* more, and 1.26.4 is", 'pip install "numpy'),
     ],
 )
 def test_versions_that_do_not_fit_are_told_with_what_to_install(changed, what, mend):

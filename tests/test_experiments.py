@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import x64
 
 from experiments import ablations, benchmark_mps, grid, table1
 from experiments.grid import Cell
@@ -151,7 +151,7 @@ def test_the_readme_holds_the_speeds_that_were_measured():
 def test_the_plain_scan_gets_no_update_more_than_it_needs():
     similarity = benchmark_mps.draw(2, 3)
     count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)
-    with jax.enable_x64(True):
+    with x64(True):
         double = jnp.asarray(np.asarray(similarity), jnp.float64)
         errors = [
             float(solve(double, epsilon=0.05, iterations=number).marginal_error.max())

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import openai_clip
 import pytest
-import torch
 from flax import nnx
+from oracles import torch
 from transformers import CLIPConfig, CLIPModel
 
 from otseg_jax import build

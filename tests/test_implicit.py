@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
-from oracles import numbers, relative_error
+from oracles import numbers, relative_error, x64
 from scipy.optimize import linprog
 from scipy.special import logsumexp, softmax
 
@@ -67,7 +67,7 @@ def test_plan_is_the_limit_of_sinkhorn_in_few_steps(name, epsilon):
 
 
 def test_gradient_equals_the_unrolled_one_in_float64():
-    with jax.enable_x64(True):
+    with x64(True):
         similarity = jnp.asarray(random_similarity(1), jnp.float64)
         weights = jnp.cos(jnp.arange(PROBLEMS * PIXELS, dtype=jnp.float64))
 
@@ -82,14 +82,14 @@ def test_gradient_equals_the_unrolled_one_in_float64():
         assert relative_error(gradient(similarity, tolerance=1e-12), unrolled) < 1e-8
         # at the default tolerance the plan is off by up to 1e-6, and so is its gradient
         assert relative_error(gradient(similarity), unrolled) < 2e-6
-    with jax.enable_x64(False):
+    with x64(False):
         single = jnp.asarray(random_similarity(1))
         weights = weights.astype(jnp.float32)
         assert relative_error(gradient(single), unrolled) < 2e-5  # float32, over ε
 
 
 def test_gradients_of_both_orders_equal_central_differences():
-    with jax.enable_x64(True):
+    with x64(True):
         similarity = jnp.asarray(random_similarity(2, 2, 7, 3), jnp.float64)
         a, b = jnp.linspace(0.5, 1.0, 7), jnp.array([0.5, 1.0, 2.0])
 
@@ -112,7 +112,7 @@ def sine_and_gradient(similarity):
 @few
 @given(seeds)
 def test_gradient_along_any_direction_is_a_central_difference(seed):
-    with jax.enable_x64(True):
+    with x64(True):
         direction = np.random.default_rng(seed).normal(size=(PROBLEMS, PIXELS, PROMPTS))
         similarity = 0.99 * np.float64(random_similarity(seed))
         step = 1e-5 * direction
@@ -353,7 +353,7 @@ def test_gradient_is_right_where_the_one_of_ott_fails():
 
     with jax.numpy_rank_promotion("allow"), pytest.raises(Exception, match="operator is singular"):
         jax.block_until_ready(jax.jit(jax.grad(loss_of_ott))(similarity))
-    with jax.enable_x64(True):
+    with x64(True):
         gradient = jax.jit(functools.partial(jax.grad(loss), tolerance=1e-12))
         exact = gradient(similarity.astype(jnp.float64))
     assert relative_error(jax.jit(jax.grad(loss))(similarity), exact) < 2e-5

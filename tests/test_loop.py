@@ -51,6 +51,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.core
 def test_a_run_leaves_what_it_promises(finished):
     assert {path.name for path in finished.iterdir()} == {
         *("checkpoints", "metrics.jsonl", "results.json", "predictions.png", "curves.png"),
@@ -146,6 +147,7 @@ def test_transductive_starts_from_the_half(finished, weights, tmp_path, caplog):
         np.testing.assert_allclose(value, half[name], atol=1e-6, err_msg=name)
 
 
+@pytest.mark.core
 def test_evaluation_repeats_the_table(finished, tmp_path, capsys):
     options = small.settings(init_from=str(finished), **{"eval.save_predictions": True})
     report.evaluate(options, tmp_path)

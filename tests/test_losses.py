@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from oracles import DATA
+from oracles import DATA, torch
 
 from otseg_jax.data.classes import IGNORE
 from otseg_jax.training import losses

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
-from oracles import DATA
+from oracles import DATA, torch
 
+from otseg_jax.models.modules import Modules
 from otseg_jax.models.otseg import TRAINABLE
 from otseg_jax.training import optim
 
@@ -134,7 +134,7 @@ class StandIn(nnx.Module):
         self.vision = Attention(rngs)
         self.visionary = nnx.LayerNorm(2, rngs=rngs)
         self.prompts = nnx.Param(jnp.ones((1, 2)))
-        self.layers = nnx.List([Attention(rngs)])
+        self.layers = Modules([Attention(rngs)])
         self.seen = nnx.Variable(jnp.zeros((), jnp.int32))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -30,6 +30,7 @@ def pixels(name: str) -> np.ndarray:
     return array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("suffix", ["", "_40x24"], ids=["native", "40x24"])
 def test_embeddings_equal_the_authors(suffix):
     expected = numbers("otseg_tiny_io")
@@ -40,6 +41,7 @@ def test_embeddings_equal_the_authors(suffix):
     assert relative_error(f, pixels(f"visual_embedding{suffix}")) < 2e-6
 
 
+@pytest.mark.core
 def test_text_features_equal_the_authors():
     expected = numbers("otseg_tiny_io")
     raw = tiny.text_tower()(jnp.asarray(expected["text_tokens"]))
@@ -48,6 +50,7 @@ def test_text_features_equal_the_authors():
     assert relative_error(features, expected["text_features"]) < 2e-6
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("regime", REGIMES)
 def test_logits_equal_the_authors(regime):
     expected = numbers("otseg_tiny_io")
@@ -116,6 +119,7 @@ def check_gradients(gradients, expected, prefix):
         assert not np.any(gradients[rule.target]), rule.target
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("regime", REGIMES)
 def test_losses_and_gradients_equal_the_authors(regime):
     expected = numbers("otseg_tiny_io")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import relative_error
+from oracles import relative_error, x64
 
 from otseg_jax.ot import newton, pallas
 from otseg_jax.ot.sinkhorn import mps, sinkhorn
@@ -120,5 +120,5 @@ def test_it_is_lowered_for_devices_that_are_not_here(device, call):
     assert call in lowered(1035, 6, epsilon=0.01, **kernel)
     assert call not in lowered(1024, 8)  # it is a choice
     assert call not in lowered(4096, 16, **kernel)  # too large for a chip
-    with jax.enable_x64(True):
+    with x64(True):
         assert call not in lowered(64, 8, jnp.float64, **kernel)

@@ -247,6 +247,7 @@ def test_adopt_leaves_the_settings_of_the_caller(caplog):
     assert "text.templates=" in caplog.text
 
 
+@pytest.mark.core
 def test_a_run_loads_and_a_foreign_vocabulary_is_split_by_name(run, tmp_path):
     convert(str(run), tmp_path / "m")
     one, other = otseg_jax.load(run), otseg_jax.load(tmp_path / "m", batch_size=1)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-import torch
 from flax import nnx
+from oracles import torch
 from PIL import Image
 
 import otseg_jax

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-import torch
 from flax import nnx
+from oracles import torch
 from PIL import Image
 
 from configs import common
@@ -60,7 +60,7 @@ def naclip():
     return clip, jax.jit(lambda *x: nnx.merge(graphdef, state)(*x)["cosine"])
 
 
-def cosines(photo, words, templates) -> torch.Tensor:
+def cosines(photo, words, templates):
     """Cosines of the patches of a normalised photo with every word, [1, words, h, w]."""
     clip, compare = naclip()
     text = jnp.asarray(clip.embed(words, templates))
@@ -73,7 +73,7 @@ def normalised(image, size) -> np.ndarray:
     return ((resized - mean) / std).astype(np.float32)
 
 
-def stretched(x: torch.Tensor, size) -> torch.Tensor:
+def stretched(x, size):
     return torch.nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from flax import nnx
+from oracles import torch
 
+from otseg_jax.models.modules import Modules
 from otseg_jax.weights.clip import resize_position_embedding
 from otseg_jax.weights.names import assign, fingerprint, flatten
 from otseg_jax.weights.rules import Rule, fill, invert, linear, norm
@@ -138,7 +139,7 @@ def test_invert_tells_all_problems_at_once():
 
 class Net(nnx.Module):
     def __init__(self, rngs):
-        self.blocks = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(11)])
+        self.blocks = Modules([nnx.Linear(2, 2, rngs=rngs) for _ in range(11)])
         self.scale = nnx.Param(jnp.ones(3))
 
 

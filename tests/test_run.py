@@ -17,7 +17,8 @@ META = {"classes": ["cat", "dog"], "templates": ["a photo of a {}."], "mean": [1
 
 def make_state(seed: int = 0) -> dict[str, Any]:
     """As a training run has it: an nnx state and optax's named tuples around it."""
-    model = nnx.List([nnx.Linear(3, 4, rngs=nnx.Rngs(seed)), nnx.LayerNorm(4, rngs=nnx.Rngs(1))])
+    layers = nnx.Linear(3, 4, rngs=nnx.Rngs(seed)), nnx.LayerNorm(4, rngs=nnx.Rngs(1))
+    model = nnx.Sequential(*layers)
     trainable = nnx.split(model)[1]
     optimizer = optax.chain(optax.clip(1.0), optax.adamw(lambda step: 0.1 / (step + 1)))
     gradients = jax.tree.map(lambda x: x + 0.5, trainable)
@@ -48,6 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+@pytest.mark.core
 def test_round_trip(tmp_path: Path) -> None:
     state = make_state()
     text = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)

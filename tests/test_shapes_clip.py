@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
-from oracles import relative_error
+from oracles import relative_error, torch
 
 from configs import shapes as shapes_config
 from experiments.shapes_clip import captions, pretrain

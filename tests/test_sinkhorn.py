@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from oracles import numbers, reference_sinkhorn, relative_error
+from oracles import numbers, reference_sinkhorn, relative_error, x64
 
 import otseg_jax
 from otseg_jax.ot.sinkhorn import mps, sinkhorn, solve
@@ -26,6 +26,7 @@ def random_similarity(seed: int, *shape: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(seed), shape, minval=-1.0, maxval=1.0)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", STOPPED_AFTER)
 def test_plan_and_scores_equal_the_authors(name):
     expected, similarity = numbers("otseg_tiny_io"), similarity_of(name)
@@ -34,6 +35,7 @@ def test_plan_and_scores_equal_the_authors(name):
     assert relative_error(mps(similarity, **options), expected[f"mps_{name}_out_f64"]) < 3e-6
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", STOPPED_AFTER)
 def test_gradient_equals_the_authors(name):
     similarity = similarity_of(name)
@@ -47,6 +49,7 @@ def test_gradient_equals_the_authors(name):
     assert relative_error(jax.grad(loss)(similarity), expected) < 1e-5
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", STOPPED_AFTER)
 def test_converged_plan_is_near_the_authors_and_meets_its_marginals(name):
     plan = sinkhorn(similarity_of(name))
@@ -285,7 +288,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_gradient_of_epsilon():
-    with jax.enable_x64(True):
+    with x64(True):
         similarity = jnp.asarray(random_similarity(22, 2, 7, 3), jnp.float64)
 
         def loss(epsilon, similarity, **options):

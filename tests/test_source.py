@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import openai_clip
 import pytest
-import safetensors.torch
 import small
-import torch
 from flax import serialization
+from oracles import torch
 from safetensors.numpy import save_file
 from test_hugging_face import torch_clip
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
@@ -471,6 +470,8 @@ def test_a_wrapper_changes_nothing(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
 def test_small_floats_in_safetensors(tmp_path, dtype):
     tensors = {"a": torch.randn(5, 3).to(dtype), "b": torch.arange(4)}
+    import safetensors.torch
+
     safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
     got = files.read(tmp_path / "a.safetensors").arrays
     np.testing.assert_array_equal(got["a"].astype(np.float32), tensors["a"].float().numpy())

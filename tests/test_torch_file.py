@@ -13,10 +13,11 @@ import ml_dtypes
 import numpy as np
 import openai_clip
 import pytest
-import torch
-from torch import nn
+from oracles import torch
 
 from otseg_jax.weights import torch_file, torch_write
+
+nn = torch.nn
 
 
 def saved(path: Path, value, **options) -> Path:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
+from oracles import torch
 
 from configs import common
 from otseg_jax.data import folders, transforms

@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from oracles import DATA
+from oracles import DATA, torch
 
 from otseg_jax.evaluation import windows
 

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import torch
 from flax import nnx
 from oracles import DATA, numbers
 
 from configs import common
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig
 from otseg_jax.models.otseg import OTSeg, OTSegConfig
-from otseg_jax.weights import mmseg, names, rules
+from otseg_jax.weights import mmseg, names, rules, torch_file
 
 VISION = VisionConfig(
     image_size=32, patch_size=8, width=48, layers=4, heads=12, mlp_width=192, embed_dim=32
@@ -28,8 +27,7 @@ SEEN = (0, 1, 2, 4, 6)
 @functools.cache
 def state_dict() -> dict[str, np.ndarray]:
     """Arrays of the authors' checkpoint by their names."""
-    file = torch.load(DATA / "otseg_tiny.pth", weights_only=True)
-    return {name: tensor.numpy() for name, tensor in file["state_dict"].items()}
+    return torch_file.read(DATA / "otseg_tiny.pth")["state_dict"]
 
 
 def select(prefixes: tuple[str, ...]) -> dict[str, np.ndarray]:

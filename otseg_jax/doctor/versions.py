@@ -29,6 +29,7 @@ TOLD = (
     "transformers",
     "numpy",
 )
+BUILT_ON_JAX = ("flax", "optax", "orbax-checkpoint")
 PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
 """What lets JAX use an accelerator; jax names the version of each that it takes as an extra."""
 
@@ -48,14 +49,22 @@ class Pair(NamedTuple):
     other: str
     others: str
     why: str
-    mend: str
+    mend: str  # "{other}" is the version of the other that is installed
 
 
 _ANY = ">=0"
 
-# Source of the first: flax 0.12.9 is the first that asks for such a jax; of jax-metal: issues
-# 27062 and 34109 of jax.
+# Source of the first: jax 0.9 removed `array_ref`, which flax 0.12.0 imports; of the second: flax
+# 0.12.9 is the first that asks for such a jax; of jax-metal: issues 27062 and 34109 of jax.
 KNOWN_BAD = (
+    Pair(
+        "flax",
+        "<0.12.1",
+        "jax",
+        ">=0.9,<0.11.1",
+        "flax imports what this jax no longer has",
+        'pip install "flax>=0.12.1" "jax=={other}"',
+    ),
     Pair(
         "flax",
         "<0.12.9",
@@ -132,7 +141,7 @@ def check(packages: Mapping[str, Package]) -> list[Finding]:
         a, b = packages.get(row.package), packages.get(row.other)
         if a and b and _in(a.version, row.versions) and _in(b.version, row.others):
             what = f"{row.package} {a.version} with {row.other} {b.version}: {row.why}"
-            found.append(Finding("error", what, row.mend))
+            found.append(Finding("error", what, row.mend.replace("{other}", b.version)))
     shown = [f"{n} {packages[n].version}" for n in (OURS, *TOLD, *PLUGINS) if n in packages]
     about = ", ".join([f"Python {platform.python_version()}", *shown])
     return [Finding("note" if found else "ok", about), *dict.fromkeys(found)]
@@ -158,7 +167,12 @@ def _unmet(packages: Mapping[str, Package]) -> Iterator[Finding]:
             else:
                 waiting.append((name, frozenset(need.extras)))
     for name, asked in unmet.items():
-        yield _unfit(packages, name, asked)
+        finding = _unfit(packages, name, asked)
+        if name in BUILT_ON_JAX and "jax" in packages and "jax" not in unmet:
+            # else pip may choose one that replaces JAX, and its plugins would not fit any more
+            mend = f'{finding.mend} "jax=={packages["jax"].version}"'
+            finding = finding._replace(mend=mend)
+        yield finding
 
 
 def _unfit(

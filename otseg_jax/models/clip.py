@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from otseg_jax.models.linear import product
+from otseg_jax.models.modules import Modules
 from otseg_jax.models.recompute import recomputed
 from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, projection
 
@@ -154,7 +155,7 @@ class VisionTower(nnx.Module):
             3, width, (patch, patch), strides=patch, use_bias=False, dtype=dtype, rngs=rngs
         )
         self.ln_pre = layer_norm(config, rngs=rngs)
-        self.blocks = nnx.List(
+        self.blocks = Modules(
             [Block(config, causal=False, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
         self.ln_post = layer_norm(config, rngs=rngs)
@@ -224,7 +225,7 @@ class TextTower(nnx.Module):
         token, position = (nnx.initializers.normal(std, jnp.float32) for std in (0.02, 0.01))
         self.token_embedding = nnx.Param(token(rngs.params(), (config.vocab_size, width)))
         self.position_embedding = nnx.Param(position(rngs.params(), (config.context_length, width)))
-        self.blocks = nnx.List(
+        self.blocks = Modules(
             [Block(config, causal=True, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
         self.ln_final = layer_norm(config, rngs=rngs)

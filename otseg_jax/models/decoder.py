@@ -7,7 +7,7 @@ Sinkhorn, cosines and LayerNorms are float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import jax
@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from otseg_jax.models.linear import Linear
+from otseg_jax.models.modules import Modules
 from otseg_jax.ot.sinkhorn import sinkhorn
 
 KINDS = ("mpsa", "cross_attention")
@@ -95,12 +96,16 @@ def torch_linear(
     The reference never calls its own initialiser for the decoder, so PyTorch's default is what
     published models were trained from.
     """
-    bound = inputs**-0.5
+    uniform = _uniform(inputs**-0.5)
+    return Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs)
 
-    def uniform(key, shape, dtype=jnp.float32):
+
+@cache  # as that of the towers
+def _uniform(bound: float) -> Callable[..., Array]:
+    def draw(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs)
+    return draw
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ class Decoder(nnx.Module):
         layer = partial(DecoderLayer, width, attend, dropout=dropout, dtype=dtype)
         # Every layer draws from the same key: the reference deep-copies one initialised layer.
         seed = rngs.params()
-        self.layers = nnx.List(layer(rngs=nnx.Rngs(params=seed)) for _ in range(layers))
+        self.layers = Modules(layer(rngs=nnx.Rngs(params=seed)) for _ in range(layers))
 
     def __call__(self, queries: Queries, memory: Pixels, *, key: MaybeKey = None) -> Scores:
         """Logits of every class at every pixel."""

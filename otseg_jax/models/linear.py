@@ -50,7 +50,7 @@ def precision(dtype: DTypeLike) -> str | None:
 
 def narrow(module: nnx.Module) -> None:
     """Store kernels as their products take them, once: for weights that never learn."""
-    for _, layer in nnx.iter_modules(module):
+    for _, layer in [*nnx.iter_graph(module)]:
         if isinstance(layer, nnx.Linear | nnx.Conv):
             layer.kernel = nnx.Param(layer.kernel[...].astype(storage(layer.dtype or jnp.float32)))
 

@@ -6,7 +6,7 @@ products. Weights start with OpenAI's standard deviations.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -119,8 +119,12 @@ class Block(nnx.Module):
         return x + self.mlp(recomputed(self.ln_2, x))
 
 
+# flax 0.11 keeps initialisers in its modules: towers that are built alike are one program to `jit`
+_normal = cache(nnx.initializers.normal)
+
+
 def _linear(inputs: int, outputs: int, *, std: float, **options: Any) -> Linear:
-    return Linear(inputs, outputs, kernel_init=nnx.initializers.normal(std), **options)
+    return Linear(inputs, outputs, kernel_init=_normal(std), **options)
 
 
 def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> Linear:

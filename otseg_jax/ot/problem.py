@@ -171,7 +171,7 @@ def tell(
         message = (
             f"gave up on {found['failed']} of {problems} transport problems, whose columns are not "
             f"met: raise epsilon ({found['least']:.3g}) or tolerance, or pass float64 "
-            "(jax.enable_x64)"
+            '(jax.config.update("jax_enable_x64", True))'
         )
         if on_error == "raise":
             raise ValueError(message)

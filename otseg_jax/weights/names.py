@@ -31,9 +31,8 @@ def flatten(tree: Any) -> dict[str, Any]:
     """
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
     leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        )
+        # a variable is a tree of one array
+        jax.tree_util.keystr(path, simple=True, separator="/"): jax.tree.leaves(leaf)[0]
         for path, leaf in paths
     }
     problems = [

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import openai_clip
 import small
-import torch
+from oracles import torch
 from safetensors.numpy import save_file
 from test_hugging_face import torch_clip
 
@@ -29,8 +28,10 @@ SAID = HEADS._replace(activation="quick_gelu")
 
 
 @functools.cache
-def state() -> dict[str, torch.Tensor]:
+def state() -> dict[str, Any]:
     """The state dict of a small CLIP with OpenAI's names."""
+    import openai_clip  # needs torch: what asks for it is skipped without
+
     return openai_clip.make().state_dict()
 
 
@@ -50,7 +51,7 @@ def read(path: pathlib.Path, stated: Stated = SAID) -> Clip:
     return found
 
 
-def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+def prefixed(prefix: str) -> dict[str, Any]:
     return {prefix + name: tensor for name, tensor in state().items()}
 
 
