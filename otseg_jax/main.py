@@ -39,9 +39,14 @@ MODE = flags.DEFINE_enum(
 MULTIHOST = flags.DEFINE_bool(
     "multihost",
     False,
-    "Join the other processes of this run: TPU pods, SLURM and Open MPI",
+    "Join the other processes of this run: TPU pods, SLURM, Open MPI and Kubernetes",
     flag_values=FLAGS,
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where nothing tells it", flag_values=FLAGS
+)
+PROCESSES = flags.DEFINE_integer("processes", 0, "Of this run, with it", flag_values=FLAGS)
+PROCESS = flags.DEFINE_integer("process", -1, "Which this is, from 0", flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -53,8 +58,9 @@ def main(argv: list[str]) -> None:
     run = {"train": loop.train, "eval": report.evaluate}[MODE.value]
 
     def work() -> None:
-        if MULTIHOST.value:
-            processes.start()
+        named = COORDINATOR.value, PROCESSES.value, PROCESS.value
+        if MULTIHOST.value or named != ("", 0, -1):
+            processes.start(*named)
             if jax.process_index():
                 cli.say_nothing()
         options = build.settings_of(config)

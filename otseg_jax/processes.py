@@ -6,7 +6,7 @@ What one of them cannot do, none can: the others would wait for it in the next e
 import functools
 import signal
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -19,14 +19,37 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def start() -> None:
-    """Join the processes that a TPU pod, SLURM or Open MPI started; a ValueError if it is alone."""
+def start(coordinator: str = "", count: int = 0, index: int = -1) -> None:
+    """Join the other processes of a run; a ValueError if it is alone, or they are not all told.
+
+    Args:
+        coordinator: HOST:PORT that process 0 can be reached at; "": as a TPU pod, SLURM, Open MPI
+            or Kubernetes say.
+        count: processes; where there is a coordinator.
+        index: which this one is, 0 ≤ index < count.
+    """
+    stated: dict[str, Any] = {}
+    if (coordinator, count, index) != ("", 0, -1):
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 <= index < count):
+            raise ValueError(
+                f"--coordinator={coordinator} --processes={count} --process={index}: all three are "
+                "needed, as in --coordinator=10.0.0.1:1234 --processes=2 --process=0, and "
+                "processes are counted from 0"
+            )
+        stated = {
+            "coordinator_address": coordinator, "num_processes": count, "process_id": index
+        }
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**stated)
     except (ValueError, RuntimeError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        if stated:
+            raise ValueError(f"--coordinator={coordinator}: the processes did not meet: {why}") from error
         raise ValueError(
-            f"--multihost: no other process was found ({str(error).splitlines()[0].rstrip('.')}); "
-            "it is for TPU pods, SLURM and Open MPI: leave it out on one machine"
+            f"--multihost: no other process was found ({why}); it is for TPU pods, SLURM, Open MPI "
+            "and Kubernetes: leave it out on one machine, or name the processes with "
+            "--coordinator=HOST:PORT --processes=N --process=I"
         ) from error
     # JAX has made SIGTERM a notice for those who ask for it; it is to end the process as before
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

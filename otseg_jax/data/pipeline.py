@@ -58,9 +58,11 @@ def train_batches(
     _check(source, process_index, process_count, batch_size, start)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     # Before the slice, so that processes draw different numbers, the same as a single one would.
-    dataset = dataset.random_map(transform).repeat()[process_index::process_count]
-    batches = dataset.batch(batch_size // process_count, drop_remainder=True)[start:]
-    return _iterate(batches, threads, buffer)
+    dataset = dataset.random_map(transform).repeat()
+    # Shares in a row: an image has the same place in the global batch, and so the same dropout,
+    # whatever the number of processes.
+    shares = dataset.batch(batch_size // process_count, drop_remainder=True)
+    return _iterate(shares[process_index::process_count][start:], threads, buffer)
 
 
 def eval_examples(
