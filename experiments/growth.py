@@ -1,6 +1,6 @@
 r"""How time and memory grow with classes, resolution, prompts and batch: growth.json and .png.
 
-    python -m experiments.growth                 # about 8 minutes on two cores
+    python -m experiments.growth                 # about 9 minutes on two cores
     python -m experiments.growth --only=classes --rounds=1
 
 ViT-B/16, 20 classes of 6 prompts, 512 pixels and one image a batch; one of the four varies. Timed
@@ -167,7 +167,8 @@ def main() -> None:
             rows = []
             for value in VALUES[what]:
                 size = Size()._replace(**{what: value})
-                known.setdefault(size, {}) or known[size].update(measure(size, options.rounds))
+                if size not in known:
+                    known[size] = measure(size, options.rounds)
                 rows.append(known[size])
                 progress.update()
             explained = {

@@ -37,15 +37,15 @@ def start(coordinator: str = "", count: int = 0, index: int = -1) -> None:
                 "needed, as in --coordinator=10.0.0.1:1234 --processes=2 --process=0, and "
                 "processes are counted from 0"
             )
-        stated = {
-            "coordinator_address": coordinator, "num_processes": count, "process_id": index
-        }
+        stated = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     try:
         jax.distributed.initialize(**stated)
     except (ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0].rstrip(".")
         if stated:
-            raise ValueError(f"--coordinator={coordinator}: the processes did not meet: {why}") from error
+            raise ValueError(
+                f"--coordinator={coordinator}: the processes did not meet: {why}"
+            ) from error
         raise ValueError(
             f"--multihost: no other process was found ({why}); it is for TPU pods, SLURM, Open MPI "
             "and Kubernetes: leave it out on one machine, or name the processes with "

@@ -107,6 +107,20 @@ def test_figures_are_those_of_the_step(run, tmp_path, caplog):
     assert "results.json is not of step 2: figures are those of metrics.jsonl" in caplog.text
 
 
+def test_a_step_that_was_not_evaluated_states_no_figures(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    log = copy / "metrics.jsonl"
+    lines = [line for line in log.read_text().splitlines() if "otseg/hiou" not in line]
+    log.write_text("\n".join(lines) + "\n")
+    with hub_server.at_hand(tmp_path) as server:
+        otseg_jax.load(copy).push_to_hub("lab/model")
+        files = server.repositories["lab/model"]
+    assert ModelCard(files["README.md"].decode()).data.eval_results is None
+    # nor does any file tell where the run lay
+    assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
+
+
 def test_without_its_run_a_model_states_no_figures(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -22,15 +22,18 @@ TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "experimen
 def parse(command: str) -> None:
     """Let the command that a line names parse it, as it would be typed."""
     words = shlex.split(re.split(r" (?:&&|\|\||\||>) ", command)[-1], comments=True)
-    if "-m" not in words:
+    at = words.index("-m") if "-m" in words else 0
+    if not at or not Path(words[at - 1]).name.startswith("python"):
         return
-    module, *argv = words[words.index("-m") + 1 :]
+    module, *argv = words[at + 1 :]
     if not module.startswith("otseg_jax"):
         assert importlib.util.find_spec(module), command
         return
     name = module.removeprefix("otseg_jax.")
     program = importlib.import_module(f"{module}.__main__" if name not in MODULES else module)
-    parsed = cli.parse([module, *argv], copy.deepcopy(program.FLAGS))
+    values = copy.deepcopy(program.FLAGS)
+    values.unparse_flags()  # another test may have set some
+    parsed = cli.parse([module, *argv], values)
     if parsed.config is not None:
         build.settings_of(parsed.config)
 

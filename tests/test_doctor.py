@@ -104,6 +104,14 @@ def test_versions_that_do_not_fit_are_told_with_what_to_install(changed, what, m
     ), told
 
 
+def test_the_jax_of_a_runtime_is_kept():
+    """Its plugins fit no other: what was put above it goes back."""
+    packages = other(jax="0.7.2", jaxlib="0.7.2", flax="0.12.12", orbax_checkpoint="0.12.4")
+    packages["flax"] = Package("0.12.12", ("jax>=0.11.1",))
+    found = [x for x in versions.check(packages) if "flax 0.12.12 takes jax>=0.11.1" in x.what]
+    assert found[0].mend == 'pip install "flax<0.13,>=0.11.2" "jax==0.7.2"'
+
+
 def test_the_libraries_of_a_plugin_are_looked_at_where_they_are_installed():
     plugin = Package(JAX, ("nvidia-cudnn-cu12<10.0,>=9.8; extra == 'with-cuda'",))
     assert versions.check({**INSTALLED, "jax-cuda12-plugin": plugin})[1:] == []

@@ -37,7 +37,7 @@ def written(path, *, unswept="for a reason", vocabulary=VOCABULARY):
     tally, gallery = Tally(vocabulary, ["one", "two"]), Gallery(3)
     for number, right in enumerate((0.9, 0.2, 0.5)):
         photo, prediction = example(number, right=right)
-        photo["name"] = HOSTILE
+        photo["name"] = HOSTILE + "\udce9.png"  # a file name that is no text
         tally.name(photo["name"])
         tally.add(number, photo["label"], {"one": prediction, "two": prediction * 0}, {})
         gallery.see(number, photo, prediction)

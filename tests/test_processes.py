@@ -102,7 +102,7 @@ loop.train(small.settings(**{"train.steps": 6, "train.eval_every": 3}), workdir)
 
 
 def trained(workdir, count):
-    """Losses of each step, figures of each validation, and `results.json`, of a run of processes."""
+    """What a run of several processes logs, and its `results.json`."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     # two devices in all: the sum of two parts of a gradient has one order
     devices = f"--xla_force_host_platform_device_count={2 // count}"

@@ -49,7 +49,7 @@ def convert(
     if upload:
         license = card.check(upload, license)
     found = read.load(source, hints=hints)
-    WRITERS[format](dest, found.model)
+    WRITERS[format](dest, card.public(found.model) if upload else found.model)
     lines = [f"{source} ({found.format}) → {dest} ({format})"]
     if check:
         parity = verify.measure(found, dest, format=format, source=source)

@@ -6,9 +6,12 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from tabulate import tabulate
 
 from otseg_jax.checkpoints import pretrained
@@ -41,9 +44,23 @@ def publish(model: Pretrained, name: str, *, license: str = "", private: bool = 
     license = check(name, license)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
-        pretrained.write(folder, model)
+        pretrained.write(folder, public(model))
         write(folder, model, name, license=license)
         return hub.upload(folder, name, private=private)
+
+
+def public(model: Pretrained) -> Pretrained:
+    """The same model, which does not tell where on this machine it came from."""
+    told: dict[str, Any] = {"origin": replace(model.origin, name=_public(model.origin.name))}
+    if isinstance(model, Model):
+        told["spec"] = replace(model.spec, clip_source=_public(model.spec.clip_source))
+    return replace(model, **told)
+
+
+def _public(place: str) -> str:
+    """A name of the hub as it is, of a path the last part."""
+    of_hub = re.fullmatch(hub.OF_HUB, place) and not Path(place).exists()
+    return place if of_hub else Path(place).name
 
 
 def check(name: str, license: str = "") -> str:
@@ -53,7 +70,7 @@ def check(name: str, license: str = "") -> str:
     """
     hub.check_login(name)
     if not license:
-        with contextlib.suppress(Exception):  # any type, as of all that asks the hub
+        with contextlib.suppress(EntryNotFoundError, RepositoryNotFoundError):
             license = ModelCard.load(name).data.license or ""
         return license
     header = ModelCardData(license=license).to_yaml()
@@ -141,8 +158,7 @@ def _command(name: str, found: Evaluated) -> str:
 
 def _clip(model: Pretrained) -> str:
     """What the CLIP is called; of one that lay in a folder the folder's name."""
-    called = model.spec.clip_source if isinstance(model, Model) else model.origin.name
-    return Path(called).name if Path(called).is_absolute() else called
+    return _public(model.spec.clip_source if isinstance(model, Model) else model.origin.name)
 
 
 def _head(model: Pretrained, name: str) -> list[str]:
@@ -183,7 +199,7 @@ def _results(model: Pretrained, name: str, found: Evaluated | None) -> list[str]
     if found is None:
         return [
             "## Results",
-            "None are stated: these weights came without the run that trained them.",
+            "None are stated: no evaluation of these weights came with them.",
         ]
     table: dict[str, dict[str, str]] = {}
     for output, measure, value in _figures(found):

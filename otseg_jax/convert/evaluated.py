@@ -55,13 +55,12 @@ def of_run(model: Pretrained) -> Evaluated | None:
     logged, results = _logged(place / LOG, int(step)), _results(place / RESULTS, record)
     means = {output: _means(summary) for output, summary in results.items()}
     options = record.settings
-    # it may be of another step, or was asked for with other settings since
-    if results and (not logged or logged == means):
+    if not logged:  # nothing tells which step, or which settings, `results.json` is of
+        return None
+    if logged == means:
         picture = place / PICTURE
         shown = picture if picture.is_file() else None
         return Evaluated(means, options.eval.images, _flags(options), shown)
-    if not logged:
-        return None
     if results:
         LOGGER.info("%s is not of step %s: figures are those of %s", place / RESULTS, step, LOG)
     if int(step) != options.train.steps:

@@ -71,7 +71,7 @@ KNOWN_BAD = (
         "jax",
         ">=0.11.1",
         "flax is built on a class that this jax no longer has",
-        'pip install --upgrade "flax>=0.12.12"',
+        'pip install "flax>=0.12.12" "jax=={other}"',
     ),
     Pair(
         "flax",
@@ -79,7 +79,7 @@ KNOWN_BAD = (
         "jax",
         _ANY,
         "this version was withdrawn for a bug in traversing modules",
-        'pip install --upgrade "flax>=0.12.12"',
+        'pip install "flax!=0.12.11" "jax=={other}"',
     ),
     Pair(
         "jax-metal",
@@ -168,9 +168,14 @@ def _unmet(packages: Mapping[str, Package]) -> Iterator[Finding]:
                 waiting.append((name, frozenset(need.extras)))
     for name, asked in unmet.items():
         finding = _unfit(packages, name, asked)
+        # else pip may replace JAX, and its plugins would not fit any more
         if name in BUILT_ON_JAX and "jax" in packages and "jax" not in unmet:
-            # else pip may choose one that replaces JAX, and its plugins would not fit any more
             mend = f'{finding.mend} "jax=={packages["jax"].version}"'
+            finding = finding._replace(mend=mend)
+        elif name == "jax" and name in packages and all(who in BUILT_ON_JAX for who, _ in asked):
+            ours = {need.name: need for need in _needs(packages, OURS, ())}
+            others = [f'"{who}{ours[who].specifier}"' for who, _ in asked if who in ours]
+            mend = f'pip install {" ".join(others)} "jax=={packages["jax"].version}"'
             finding = finding._replace(mend=mend)
         yield finding
 

@@ -37,9 +37,11 @@ def of(experiment: Experiment, photos: int, *, where: str, trained: Spec | None)
     options, spec, devices = experiment.settings, trained or experiment.spec, jax.devices()
     data, run = options.data, options.eval
     python, *rest = sys.orig_argv
+    command = shlex.join([Path(python).name, *rest])
     versions = [f"{name} {metadata.version(name)}" for name in VERSIONS]
     said = {
-        "Command": shlex.join([Path(python).name, *rest]),
+        # a notebook's would be its kernel's
+        "Command": command if "otseg_jax" in command else "called from Python",
         "Weights": where,
         "CLIP": f"{spec.clip_source}, fingerprint {spec.clip_fingerprint[:12]}",
         "Training": _training(spec),

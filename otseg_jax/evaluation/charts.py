@@ -180,7 +180,7 @@ def _read_series(path: Path) -> dict[str, dict[int, float]]:
         try:
             record = json.loads(line)
             step = int(record["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             broken.append(number)
             continue
         for name, value in record.items():

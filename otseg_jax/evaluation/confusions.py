@@ -19,6 +19,10 @@ from otseg_jax.evaluation.metrics import Pixels
 FILE = "confusions.npz"
 MOST_BYTES = 1 << 32  # of a file's arrays, so that a stranger's does not fill the memory
 _COUNTS = "pixels/"  # before the name of a method
+_DAMAGE = (
+    *(ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 Entries = Int32[np.ndarray, "4 _"]
 
@@ -88,9 +92,7 @@ def read(place: str | Path) -> Confusions:
     try:
         found = _read(path)
         _check(found)
-    except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a whole {FILE} ({error}): {again}") from error
-    except (zlib.error, NotImplementedError, RuntimeError) as error:  # of a damaged archive
+    except _DAMAGE as error:
         raise ValueError(f"{path} is not a whole {FILE} ({error}): {again}") from error
     return found
 
@@ -117,7 +119,11 @@ def _read(path: Path) -> Confusions:
 def _check(found: Confusions) -> None:
     limits = (len(found.photos), len(found.classes), len(found.classes))
     problems = [] if found.main in found.entries else [f"it lacks {found.main!r}"]
-    if any(not 0 <= k < len(found.classes) for k in found.unseen):
+    if not all(isinstance(name, str) for name in (*found.classes, *found.photos)):
+        problems.append("names that are no text")
+    if not all(isinstance(k, int) for k in found.unseen):
+        problems.append("unseen classes that are no whole numbers")
+    elif any(not 0 <= k < len(found.classes) for k in found.unseen):
         problems.append("an unseen class that is none")
     for name, entries in found.entries.items():
         if entries.dtype != np.int32 or entries.ndim != 2 or len(entries) != 4:

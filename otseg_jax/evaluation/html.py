@@ -67,7 +67,8 @@ def write(
         about=about,
     )
     with paths.atomic(path) as part:
-        part.write_text(page, encoding="utf-8")
+        # the name of a file may be no text
+        part.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
 def _percent(value: float | None) -> str:

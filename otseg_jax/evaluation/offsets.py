@@ -81,7 +81,7 @@ class Sweep:
         self.labelled, self.base = labelled, base
         steps = round(ENDS / STEP)
         regular = (np.arange(-steps, steps + 1) * STEP).round(6)
-        self.offsets = np.unique([*regular, base])
+        self.offsets = np.unique([*regular, round(base, 6)])  # it may be a float32
         # by class and by the number of offsets at which the labelled rival wins
         shape = len(labelled), len(self.offsets) + 1
         self._right, self._found = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

@@ -37,7 +37,7 @@ from otseg_jax.evaluation.tally import Evaluation, Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models.training_free import TrainingFreeConfig
-from otseg_jax.processes import any_asked
+from otseg_jax.processes import any_asked, together
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -76,6 +76,7 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
                 found.weights,
                 held,
                 where=found.where,
+                log=found.log,
                 trained=found.trained,
                 before_photo=before_photo,
             )
@@ -88,6 +89,7 @@ class Evaluated(NamedTuple):
     source: Split
     weights: Any
     where: str  # the weights are
+    log: Path | None  # of the run that they come from
     trained: Spec | None
 
 
@@ -106,7 +108,7 @@ def _alone(options: Settings, workdir: Path) -> Evaluated:
         name = described.classes[0]
         LOGGER.info("Pixels of a probability below %s are of class 0, %r", threshold, name)
     where = f"none but those of {described.clip_source}"
-    return Evaluated(experiment, source, experiment.trainable, where, None)
+    return Evaluated(experiment, source, experiment.trainable, where, None, None)
 
 
 def _trained(options: Settings, workdir: Path) -> Evaluated:
@@ -121,7 +123,8 @@ def _trained(options: Settings, workdir: Path) -> Evaluated:
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
-    return Evaluated(experiment, source, weights, found.where, found.spec)
+    log = paths.local(place) / charts.LOG
+    return Evaluated(experiment, source, weights, found.where, log, found.spec)
 
 
 def report(
@@ -131,6 +134,7 @@ def report(
     workdir: Path,
     *,
     where: str,
+    log: Path | None = None,
     trained: Spec | None = None,
     before_photo: Callable[[int], None] = lambda number: None,
     on_results: Callable[[dict[str, metrics.Summary]], None] = lambda results: None,
@@ -141,6 +145,7 @@ def report(
         workdir: gets `results.json`, `confusions.npz`, `report.html`, `predictions.png` and, on
             request, label maps as PNGs in `predictions/<output>/`.
         where: the weights are, for the report.
+        log: of the run that they come from, whose curves it shows.
         trained: as in `evaluate_split`.
         before_photo: as in `evaluate_split`.
         on_results: called with the summaries before anything is written.
@@ -170,18 +175,24 @@ def report(
     )
     results = found.results
     on_results(results)
-    if jax.process_index() == 0:
-        told = about.of(experiment, len(found.confusions.photos), where=where, trained=trained)
-        log = workdir / charts.LOG
-        run = charts.of_run(log) if log.is_file() else []
+
+    @together
+    def write() -> None:
+        if jax.process_index():
+            return
         with paths.writing(workdir):
             metrics.write_json(workdir / RESULTS, results)
             confusions.write(workdir / confusions.FILE, found.confusions)
             figures.panel(workdir / "predictions.png", rows, vocabulary)
-            html.write(workdir / html.FILE, found, gallery.chosen(), vocabulary, told, run)
         unseen = [vocabulary.names[k] for k in vocabulary.unseen]
         tqdm.write(metrics.table(results, unseen))  # above the bar of a training run
+        told = about.of(experiment, len(found.confusions.photos), where=where, trained=trained)
+        run = charts.of_run(log) if log and log.is_file() else []
+        with paths.writing(workdir):
+            html.write(workdir / html.FILE, found, gallery.chosen(), vocabulary, told, run)
         tqdm.write(f"written: {workdir / RESULTS}, {workdir / html.FILE}")
+
+    write()
     return results
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 def recomputed(
     layer: nnx.Module | Callable[[Array], Array], x: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """layer(x), of which only x is kept for the backward pass.
+    """layer(x), of which only x is kept for the backward pass; it has no forward mode (`jax.jvp`).
 
     Args:
         layer: one whose result has the shape of x, pure.

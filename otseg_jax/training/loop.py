@@ -25,7 +25,7 @@ from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
-from otseg_jax.evaluation import figures, report
+from otseg_jax.evaluation import charts, figures, report
 from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
@@ -210,6 +210,8 @@ class _Run:
         judged = (self.experiment, self.validation, self.state.trainable)
         train, images = self.options.train, self.options.train.eval_images
         last = self.done == train.steps
+        # asked once, while all processes find the same
+        known = self.checkpoints.judged(self.done)
         rows = list[Any]()
         draw: Callable[[Path], object]
 
@@ -224,8 +226,9 @@ class _Run:
                 *judged,
                 self.workdir,
                 where=f"{self.workdir}, step {self.done}",
+                log=self.workdir / charts.LOG,
                 before_photo=before_photo,
-                on_results=self._tell_results,
+                on_results=(lambda results: None) if known else self._tell_results,
             )
             draw = partial(shutil.copyfile, self.workdir / "predictions.png")
         else:
@@ -233,9 +236,10 @@ class _Run:
                 *judged, images=images, on_photo=on_photo, before_photo=before_photo
             )
             results = found.results
-            self._tell_results(results)
+            if not known:
+                self._tell_results(results)
             draw = partial(figures.panel, rows=rows, vocabulary=self.experiment.vocabulary)
-        if self.checkpoints.judged(self.done):
+        if known:
             return
         self.log.write_picture(self.done, draw)
         metrics = self._figures(results, images)
@@ -250,9 +254,7 @@ class _Run:
         self.checkpoints.judge(self.done, metrics)
 
     def _tell_results(self, results: Mapping[str, Any]) -> None:
-        """Log an evaluation, unless a complete run shows its table again; draw the last."""
-        if self.checkpoints.judged(self.done):
-            return
+        """Log an evaluation; draw the last."""
         self.log.write_results(self.done, results, main=self.experiment.spec.outputs.main)
         if self.done == self.options.train.steps:
             self.log.draw()
