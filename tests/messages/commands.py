@@ -69,6 +69,12 @@ ROWS = [
     file("mine.py", "import nothing_of_this_name", r"ModuleNotFoundError: No module .*mine\.py:1"),
     file("mine.py", "def get_config():\n    return {}", r"get_config returns dict, wanted"),
     fields("--multihost", r"--multihost: no other process was found \(.*: leave it out"),
+    fields("--coordinator=here --processes=2", r"all three are needed, as in --coordinator=10"),
+    fields("--process=0", r"--coordinator= --processes=0 --process=0: all three are needed"),
+    fields(
+        "--coordinator=localhost:1 --processes=2 --process=2",
+        r"--process=2: all three are needed, .* and processes are counted from 0",
+    ),
     fields("--steps=2", r"no flag --steps; did you mean --config\.train\.steps\?"),
     fields("--mode=predict", r"--mode=predict: value should be one of <train\|eval>"),
     fields("--config.train.lr=1", r"train\.lr; did you mean --config\.train\.learning_rate\?"),
