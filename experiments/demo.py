@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -79,10 +79,16 @@ def opened(*, width: int = 1500, height: int = 1250) -> "Iterator[Page]":
 
 def click_pixel(page: "Page", x: float, y: float) -> None:
     """Click the overlay at fractions of its width and height, and wait for the plan."""
+    from playwright.sync_api import TimeoutError as TooLong
+
     picture = page.locator("#overlay img")
     box: Any = picture.bounding_box()
-    picture.click(position={"x": x * box["width"], "y": y * box["height"]})
-    page.wait_for_selector("#bars .bar")
+    for seconds in (10, 10, SECONDS):
+        picture.click(position={"x": x * box["width"], "y": y * box["height"]})
+        # an answer that is still under way replaces the picture, and what was clicked with it
+        with suppress(TooLong):
+            page.wait_for_selector("#bars .bar", timeout=seconds * 1000)
+            break
     page.wait_for_selector("#where img", state="attached")  # loads once it is scrolled to
 
 
