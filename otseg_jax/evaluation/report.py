@@ -169,6 +169,7 @@ def report(
         source,
         weights,
         images=images,
+        sweep=True,
         on_photo=on_photo,
         trained=trained,
         before_photo=before_photo,
@@ -202,6 +203,7 @@ def evaluate_split(
     weights: Any,
     *,
     images: int = 0,
+    sweep: bool = False,
     on_photo: sliding.OnPhoto | None = None,
     trained: Spec | None = None,
     before_photo: Callable[[int], None] = lambda number: None,
@@ -210,6 +212,7 @@ def evaluate_split(
 
     Args:
         images: at most so many, evenly spaced over the split; 0 for all.
+        sweep: count at every offset of seen classes as well, for the report.
         on_photo: as in `sliding.evaluate`.
         trained: what the weights were trained as, where that is not this experiment.
         before_photo: called with the number of each photo; what it raises ends the evaluation.
@@ -240,13 +243,8 @@ def evaluate_split(
     )
     predict = sliding.make_predict(runner, asked.text, outputs=described.outputs, how=how)
 
-    look = partial(
-        transforms.views,
-        scales=options.eval.scales,
-        flip=options.eval.flip,
-        scale=options.eval.scale,
-    )
-
+    run = options.eval
+    look = partial(transforms.views, scales=run.scales, flip=run.flip, scale=run.scale)
     # Every n-th photo is what the first of n processes would read.
     chosen = photos(len(source), images)
     examples = pipeline.eval_examples(
@@ -264,7 +262,7 @@ def evaluate_split(
             before_photo(number)
             yield example
 
-    unswept = offsets.reason_against(how, labelled)
+    unswept = offsets.reason_against(how, labelled) if sweep else "It was not asked for."
     tally = Tally(
         experiment.vocabulary,
         [*described.outputs.mixtures],
