@@ -243,8 +243,8 @@ def evaluate_split(
     )
     predict = sliding.make_predict(runner, asked.text, outputs=described.outputs, how=how)
 
-    run = options.eval
-    look = partial(transforms.views, scales=run.scales, flip=run.flip, scale=run.scale)
+    scales, flip = options.eval.scales, options.eval.flip
+    look = partial(transforms.views, scales=scales, flip=flip, scale=options.eval.scale)
     # Every n-th photo is what the first of n processes would read.
     chosen = photos(len(source), images)
     examples = pipeline.eval_examples(
