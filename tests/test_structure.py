@@ -12,7 +12,7 @@ PACKAGE = ROOT / "otseg_jax"
 # A file imports from lower steps, and from its own wing without a circle.
 LADDER = [
     {"interrupt", "config_file"},
-    {"ot", "cli", "paths", "processes", "sharding"},
+    {"ot", "cli", "paths", "processes", "sharding", "devices"},
     {"data", "fields", "compile_cache"},
     {"models"},
     {"settings"},
