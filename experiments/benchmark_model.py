@@ -3,16 +3,23 @@ r"""The whole model against plain PyTorch on this machine: benchmark_model.json 
     python -m experiments.benchmark_model            # all cases, 35 minutes on two cores
     python -m experiments.benchmark_model --only=VOC --rounds=3
 
+On a GPU or TPU the files bear its name (benchmark_model_nvidia_h100_80gb_hbm3.json), batches are
+larger, and the operations of matrix products a second are told beside the device's best.
+
 The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
 before anything is timed; the tower alone is timed against `transformers`. Ours and theirs take
-turns in one process; figures are medians with quartiles. Peak memory is that of a process of its
-own, which has read the weights from a file; its library is in it, and what both begin with (the
-imports of this script) is taken off. Similarities are CLIP-like: a class's prompts lie close
-together. A step with "remat" computes the tower's activations again in the backward pass.
+turns in one process; figures are medians with quartiles. Peak memory on a CPU is that of a process
+of its own, which has read the weights from a file; its library is in it, and what both begin with
+(the imports of this script) is taken off. On a GPU it is what torch's allocator held at most, and
+of ours what the compiler planned. On a TPU there is no rival. Similarities are CLIP-like: a class's
+prompts lie close together. A step with "remat" computes the tower's activations again in the
+backward pass.
 """
 
 import argparse
 import json
+import math
+import operator
 import os
 import platform
 import subprocess
@@ -23,6 +30,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the rival its share
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -32,9 +41,10 @@ from flax import nnx
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from experiments.grid import table
+from experiments import cost
+from experiments.grid import result_of, table
 from experiments.torch_model import TorchOTSeg
-from otseg_jax import sharding
+from otseg_jax import devices, sharding
 from otseg_jax.data import regimes
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
@@ -47,12 +57,15 @@ from otseg_jax.training import memory, optim
 from otseg_jax.training.step import State, make_train_step
 from otseg_jax.weights import mmseg, names, rules
 
-RESULT = Path(__file__).with_suffix(".json")
+BACKEND = jax.default_backend()
+DEVICE = jax.devices()[0]
 VISION = VisionConfig(
     image_size=512, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072, embed_dim=512
 )
 SIZES = {"VOC": (20, 6, 10), "COCO": (171, 8, 100)}  # classes, templates, visual prompts
-RIVALS = ("ours", "torch")
+RIVALS = ("ours",) if BACKEND == "tpu" else ("ours", "torch")
+# of calls that are under way at once: a launch is not waited for, where it is not the work itself
+CALLS = 1 if BACKEND == "cpu" else 10
 PHOTO, FITTED = (375, 500), (512, 683)  # (height, width) of a VOC photo, and as it is run
 STRIDE = 426  # pixels between its two windows
 
@@ -69,19 +82,63 @@ class Case(NamedTuple):
         return f"{self.sizes} {self.work}, batch {self.batch}, {self.dtype}"
 
 
-CASES = [
-    Case("tower", "forward", 1, "float32"),
-    Case("tower", "forward", 1, "bfloat16"),
-    *(
-        Case(sizes, "forward", batch, dtype)
-        for sizes in SIZES
-        for batch in (1, 4)
-        for dtype in ("float32", "bfloat16")
-    ),
-    *(Case("VOC", "evaluate", 1, dtype) for dtype in ("float32", "bfloat16")),
-    *(Case(sizes, "step", 1, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16")),
-    *(Case(sizes, "step with remat", 1, "float32") for sizes in SIZES),
-]
+def cases() -> list[Case]:
+    """What suits this backend."""
+    both = "float32", "bfloat16"
+    small, large = (1, 4) if BACKEND == "cpu" else (1, 16)
+    narrow = (*both, "tensorfloat32") if BACKEND == "gpu" else both
+    train = 1 if BACKEND == "cpu" else large
+    return [
+        *(Case("tower", "forward", 1 if BACKEND == "cpu" else large, dtype) for dtype in both),
+        *(
+            Case(sizes, "forward", batch, dtype)
+            for sizes in SIZES
+            for batch in (small, large)
+            for dtype in both
+        ),
+        *(Case("VOC", "evaluate", 1, dtype) for dtype in both),
+        *(Case(sizes, "step", train, dtype) for sizes in SIZES for dtype in narrow),
+        *(Case(sizes, "step with remat", train, "float32") for sizes in SIZES),
+    ]
+
+
+class Work(NamedTuple):
+    """What is timed: a function without arguments, whose result may still be under way."""
+
+    call: Callable[[], Any]
+    planned: float | None = None  # memory, 1e9 bytes, where the compiler tells
+
+
+def wait(result: Any) -> None:
+    """Until it is there."""
+    jax.block_until_ready(result)
+    if BACKEND == "gpu":
+        torch.cuda.synchronize()
+
+
+def operations(case: Case) -> int:
+    """Of matrix products and convolutions, two a multiply-add, as `cost` counts them.
+
+    A product that a gradient passes through is done again backwards, and again if its kernel
+    learns. Sinkhorn's and the losses' are not counted, nor what is done twice to save memory.
+    """
+    image, text, _ = (jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in inputs(case))
+    if case.sizes == "tower":
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: VisionTower(VISION, rngs=nnx.Rngs(0))))
+        found = cost.products(lambda s, image: nnx.merge(graphdef, s).encode(image), state, image)
+    else:
+        # Newton's steps hold products, and how many depends on the data
+        config = OTSegConfig(prompt_tokens=SIZES[case.sizes][2], sinkhorn="unrolled")
+        made = nnx.eval_shape(lambda: config.build(VISION, rngs=nnx.Rngs(0)))
+        graphdef, *states = nnx.split(made, TRAINABLE, ...)
+        found = cost.products(lambda x, *rest: nnx.merge(graphdef, *x)(*rest), states, image, text)
+    if case.work == "evaluate":
+        return 4 * sum(product.multiply_adds for product in found)  # two windows
+    if case.work == "forward":
+        return 2 * sum(product.multiply_adds for product in found)
+    frozen = "1/"  # of `states`; a product of two activations has no name
+    times = (2 if product.kernel.startswith(frozen) else 3 for product in found)
+    return 2 * sum(n * product.multiply_adds for n, product in zip(times, found, strict=True))
 
 
 def inputs(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,8 +171,8 @@ def model(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> tuple[A
     return graphdef, trainable, frozen
 
 
-def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable[[], Any]:
-    """What is timed of ours: a function without arguments that waits for its result."""
+def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Work:
+    """What is timed of ours."""
     image, text, label = (jnp.asarray(x) for x in inputs(case))
     if case.sizes == "tower":
 
@@ -123,14 +180,15 @@ def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable
             return VisionTower(VISION, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0))
 
         graphdef, state = nnx.split(names.build(make, stored) if stored else make())
-        encode = jax.jit(lambda state, image: nnx.merge(graphdef, state).encode(image))
-        return lambda: jax.block_until_ready(encode(state, image))
+        return compiled(lambda state, image: nnx.merge(graphdef, state).encode(image), state, image)
     graphdef, trainable, frozen = model(case, stored)
     if case.work == "forward":
-        run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
-        return lambda: jax.block_until_ready(run(trainable, frozen, image, text))
+        return compiled(
+            lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text),
+            *(trainable, frozen, image, text),
+        )
     if case.work == "evaluate":
-        return lambda: evaluate(case, graphdef, trainable, frozen)
+        return Work(lambda: evaluate(case, graphdef, trainable, frozen))
     config, optimizer = OTSegConfig(), optim.make_optimizer(lambda _: 2e-4, weight_decay=0.01)
     step = make_train_step(
         graphdef,
@@ -143,14 +201,20 @@ def ours(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable
     )
     state = [State(trainable, jax.jit(optimizer.init)(trainable))]
     batch = {"image": image, "label": label}
-    compiled = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
+    program = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
     memory.give_back()  # as `loop` does
 
     def train() -> Any:
-        state[0], scalars = compiled(state[0], frozen, text, batch, jnp.int32(0))
-        return jax.block_until_ready(scalars)
+        state[0], scalars = program(state[0], frozen, text, batch, jnp.int32(0))
+        return scalars
 
-    return train
+    return Work(train, sum(memory.needed(program)) / 1e9)
+
+
+def compiled(function: Callable[..., Any], *arrays: Any) -> Work:
+    """A function bound to its arrays."""
+    program = jax.jit(function).lower(*arrays).compile()
+    return Work(lambda: program(*arrays), sum(memory.needed(program)) / 1e9)
 
 
 def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarray:
@@ -173,8 +237,10 @@ def photo() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((*FITTED, 3)).astype(np.float32)
 
 
-def theirs(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callable[[], Any]:
+def theirs(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Work:
     """The same of PyTorch."""
+    torch.set_float32_matmul_precision("high" if case.dtype == "tensorfloat32" else "highest")
+    torch.backends.cudnn.allow_tf32 = case.dtype == "tensorfloat32"
     image, text, label = inputs(case)
     picture = torch.tensor(image).permute(0, 3, 1, 2).contiguous()
     narrow = case.dtype == "bfloat16"
@@ -185,17 +251,18 @@ def theirs(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callab
 
         @torch.inference_mode()
         def encode() -> Any:
-            with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-                return tower(picture)
+            with torch.autocast(picture.device.type, torch.bfloat16, enabled=narrow):
+                return tower(picture)[0]
 
-        return encode
+        return Work(encode)
     rival = TorchOTSeg(stored or original_arrays(case), heads=VISION.heads, narrow=narrow)
     words, target = torch.tensor(text), torch.tensor(label.astype(np.int64))
     if case.work == "forward":
-        return torch.inference_mode()(lambda: rival(picture, words))
+        return Work(torch.inference_mode()(lambda: rival(picture, words)))
     if case.work == "evaluate":
         whole = torch.tensor(photo()).permute(2, 0, 1)[None].contiguous()
-        return torch.inference_mode()(lambda: rival.label(whole, words, PHOTO, stride=STRIDE))
+        label_map = torch.inference_mode()(rival.label)
+        return Work(lambda: label_map(whole, words, PHOTO, stride=STRIDE).cpu())
     optimizer = torch.optim.AdamW([x for x in rival.w.values() if x.requires_grad], lr=2e-4)
 
     def train() -> Any:
@@ -205,7 +272,7 @@ def theirs(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> Callab
         optimizer.step()
         return loss.detach()
 
-    return train
+    return Work(train)
 
 
 def original_arrays(case: Case) -> dict[str, np.ndarray]:
@@ -222,22 +289,22 @@ def original_arrays(case: Case) -> dict[str, np.ndarray]:
 
 def check(case: Case) -> float:
     """Largest difference of the logits; an AssertionError above what the dtype explains."""
-    maps = ours(case._replace(work="forward"))()
-    found = theirs(case._replace(work="forward"))()
+    maps = ours(case._replace(work="forward")).call()
+    found = theirs(case._replace(work="forward")).call()
     worst = max(
-        float(np.abs(np.asarray(one) - other.numpy()).max())
+        float(np.abs(np.asarray(one) - other.cpu().numpy()).max())
         for one, other in zip(maps.values(), found, strict=True)
     )
     assert worst < (1e-3 if case.dtype == "float32" else 5e-2), f"{case}: logits differ by {worst}"
     if case.work == "evaluate":
-        same = float(np.mean(ours(case)() == theirs(case)().numpy()))
+        same = float(np.mean(ours(case).call() == theirs(case).call().numpy()))
         assert same > (0.999 if case.dtype == "float32" else 0.9), f"{case}: {same} of the labels"
     return worst
 
 
 def quartiles(seconds: list[float]) -> list[float]:
     """First quartile, median, third."""
-    return [round(float(q), 4) for q in np.quantile(seconds, [0.25, 0.5, 0.75])]
+    return [round(float(q), 6) for q in np.quantile(seconds, [0.25, 0.5, 0.75])]
 
 
 def weights(case: Case, who: str) -> dict[str, np.ndarray]:
@@ -268,7 +335,8 @@ def alone(case: Case, who: str, file: Path) -> float:
     began = resident("VmRSS")
     with np.load(file) as stored:
         work = {"ours": ours, "torch": theirs}[who](case, dict(stored))
-    work(), work()
+    for _ in range(2):
+        wait(work.call())
     return (resident("VmHWM") - began) / 1e9
 
 
@@ -279,46 +347,75 @@ def resident(field: str) -> int:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Times in turn, peaks, and the ratio theirs / ours."""
-    difference = None if case.sizes == "tower" else check(case)
-    work = {"ours": ours(case), "torch": theirs(case)}
+    """Times in turn, peaks, the ratio theirs / ours, and how much of the device is used."""
+    made = {"ours": ours, "torch": theirs}
+    paired = len(RIVALS) > 1 and case.sizes != "tower"
+    result: dict[str, Any] = {
+        "case": case._asdict(),
+        "logits_differ_by": check(case) if paired else None,
+    }
+    work = {who: made[who](case) for who in RIVALS}
     seconds: dict[str, list[float]] = {who: [] for who in RIVALS}
+    if BACKEND == "gpu":
+        torch.cuda.reset_peak_memory_stats()
     for number in range(rounds + 1):
         for who in RIVALS:
             start = time.perf_counter()
-            work[who]()
+            for _ in range(CALLS):
+                found = work[who].call()
+            wait(found)
             if number:  # the first compiles
-                seconds[who].append(time.perf_counter() - start)
-    result: dict[str, Any] = {
-        who: {"quartiles_s": quartiles(seconds[who]), "peak_gb": peak(case, who)} for who in RIVALS
-    }
-    result["ratio"] = round(float(np.median(seconds["torch"]) / np.median(seconds["ours"])), 2)
-    return {"case": case._asdict(), "logits_differ_by": difference, **result}
+                seconds[who].append((time.perf_counter() - start) / CALLS)
+    best, count = devices.peak(DEVICE), operations(case)
+    for who in RIVALS:
+        result[who] = {"quartiles_s": quartiles(seconds[who])}
+        rate = count / float(np.median(seconds[who]))
+        result[who]["tera_operations_s"] = round(rate / 1e12, 2)
+        if best:
+            result[who]["of_peak"] = round(rate / best.rate(case.dtype), 3)
+        if BACKEND == "cpu":
+            result[who]["peak_gb"] = peak(case, who)
+    if BACKEND != "cpu":
+        result["ours"]["peak_gb"] = work["ours"].planned
+    if BACKEND == "gpu":
+        result["torch"]["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    if len(RIVALS) > 1:
+        medians = (float(np.median(seconds[who])) for who in ("torch", "ours"))
+        result["ratio"] = round(operator.truediv(*medians), 2)
+    return result
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as text."""
+
+    def cell(row: Mapping[str, Any]) -> str:
+        memory, share = row["peak_gb"], row.get("of_peak")
+        taken = "" if memory is None else f" ({memory:.1f})"
+        return f"{row['quartiles_s'][1]:.3g}{taken}" + (f", {share:.0%}" if share else "")
+
     cells = [
         (
             str(Case(**row["case"])),
-            *(f"{row[who]['quartiles_s'][1]:.2f} ({row[who]['peak_gb']:.1f})" for who in RIVALS),
-            f"{row['ratio']:.2f}×",
+            *(cell(row[who]) for who in RIVALS),
+            f"{row.get('ratio', math.nan):.2f}×",
         )
         for row in rows
     ]
-    return table(cells, "case", "ours, s (GB)", "torch, s (GB)", "faster by")
+    heads = (f"{who}, s (GB), of the device's peak" for who in RIVALS)
+    return table(cells, "case", *heads, "faster by")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars of the medians with quartiles, and the ratio beside each pair."""
     figure, axis = plt.subplots(figsize=(9, 0.45 * len(rows) + 1), layout="constrained")
-    for shift, colour, who in zip((-0.2, 0.2), ("tab:blue", "tab:orange"), RIVALS, strict=True):
+    for shift, colour, who in zip((-0.2, 0.2), ("tab:blue", "tab:orange"), RIVALS, strict=False):
         low, middle, high = np.array([row[who]["quartiles_s"] for row in rows]).T
         places = np.arange(len(rows)) + shift
         axis.barh(places, middle, 0.38, xerr=(middle - low, high - middle), color=colour, label=who)
     for place, row in enumerate(rows):
         end = max(row[who]["quartiles_s"][2] for who in RIVALS)
-        axis.annotate(f" {row['ratio']:.2f}×", (end, place), va="center")
+        if "ratio" in row:
+            axis.annotate(f" {row['ratio']:.2f}×", (end, place), va="center")
     axis.set_yticks(np.arange(len(rows)), [str(Case(**row["case"])) for row in rows])
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel="seconds")
@@ -335,24 +432,28 @@ def main() -> None:
     parser.add_argument("--alone", choices=RIVALS, help="run one case, print the peak memory")
     parser.add_argument("--weights", type=Path, help="of --alone")
     options = parser.parse_args()
-    cases = [case for case in CASES if str(case).startswith(options.only)]
+    torch.set_default_device("cuda" if BACKEND == "gpu" else "cpu")
+    chosen = [case for case in cases() if str(case).startswith(options.only)]
     if options.alone:
-        (case,) = [case for case in cases if str(case) == options.only]
+        (case,) = [case for case in chosen if str(case) == options.only]
         print(alone(case, options.alone, options.weights))
         return
-    before = os.getloadavg()[0]
-    rows = [measure(case, options.rounds) for case in tqdm(cases)]
-    record = {
-        "machine": f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}, "
+    cores = f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}"
+    record: dict[str, Any] = {
+        "machine": f"{cores if BACKEND == 'cpu' else DEVICE.device_kind}, "
         f"jax {jax.__version__}, torch {torch.__version__}",
-        "load_before": round(before, 2),
+        "load_before": round(os.getloadavg()[0], 2),
         "rounds": options.rounds,
-        "rows": rows,
+        "rows": [],
     }
-    if not options.only:
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
-        draw(rows, RESULT.with_suffix(".png"))
-    print(markdown(rows))
+    result = result_of(__file__)
+    for case in tqdm(chosen):
+        record["rows"].append(measure(case, options.rounds))
+        print(markdown(record["rows"][-1:]), flush=True)
+        if not options.only:  # what there is, should it be cut off
+            result.write_text(json.dumps(record, indent=1) + "\n")
+            draw(record["rows"], result.with_suffix(".png"))
+    print(markdown(record["rows"]))
 
 
 if __name__ == "__main__":

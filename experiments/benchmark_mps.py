@@ -1,9 +1,10 @@
 """Times `sinkhorn` and `mps` against ott-jax, POT and a plain scan, at equal marginal error.
 
-    python experiments/benchmark_mps.py            # → experiments/benchmark_mps.{json,png}
-    python experiments/benchmark_mps.py --quick    # one small case, to see that it runs
-    python experiments/benchmark_mps.py --more     # go on after a stop
-    python experiments/benchmark_mps.py --plot     # the picture alone, from the JSON
+    python -m experiments.benchmark_mps            # → experiments/benchmark_mps.{json,png}
+    python -m experiments.benchmark_mps --quick    # one small case, to see that it runs
+    python -m experiments.benchmark_mps --more     # go on after a stop
+    python -m experiments.benchmark_mps --plot     # the picture alone, from the JSON
+    python -m experiments.benchmark_mps --regimes  # `mps` in three regimes alone, minutes
 
 Every method solves the same problems until its marginals are right to 1e-6 (L1, each problem), the
 scan by as many updates as the slowest problem needs. Rows and columns together and rounding may
@@ -13,8 +14,8 @@ depends on the similarities, so that `mps` is timed in three regimes: cosines of
 cosines as of a CLIP (a class's prompts differ by 0.05 at a pixel), and those of the trained model
 that comes with the package, on pictures of its world. Methods take turns within a round, so that
 whatever else the machine does hits all of them; compared are medians over rounds. Runs on CPU, GPU
-and TPU (POT through PyTorch, left out on a TPU; `ot.pallas` on these two alone); needs the `bench`
-extra.
+and TPU (POT through PyTorch, left out on a TPU; `ot.pallas` on these two alone), whose files bear
+the device's name; needs the `bench` extra.
 """
 
 import argparse
@@ -38,13 +39,13 @@ import scipy.special
 from tqdm import tqdm
 
 import otseg_jax
+from experiments import grid
 from otseg_jax import mps, sinkhorn
 from otseg_jax.data import shapes
 from otseg_jax.models import decoder
 from otseg_jax.ot import pallas
 from otseg_jax.ot.sinkhorn import solve
 
-HERE = Path(__file__).parent
 TOLERANCE = 1e-6
 LOOSER = 5e-6  # where not every method reaches the other
 ACCEPTED = 2.0  # tolerances: of rows and columns together, and what rounding adds
@@ -433,12 +434,13 @@ def plot_memory(axis, cases: list) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case, nothing written")
+    parser.add_argument("--regimes", action="store_true", help="`mps` alone, in three regimes")
     parser.add_argument("--plot", action="store_true", help="draw the picture from the JSON")
     parser.add_argument("--more", action="store_true", help="keep the cases that the JSON holds")
     parser.add_argument("--budget", type=float, default=5.0, help="seconds per comparison")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    path = HERE / "benchmark_mps.json"
+    path = grid.result_of(__file__)
     if arguments.plot:
         plot(json.loads(path.read_text()), path.with_suffix(".png"))
         return
@@ -465,6 +467,8 @@ def main() -> None:
         results["regimes"][regime] = {"machine": machine(), **found}
         tqdm.write(json.dumps({regime: results["regimes"][regime]}, indent=1))
         path.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.regimes:
+        return
     done = [(c["problems"], c["prompts"], c["epsilon"]) for c in results["cases"]]
     cases = [(20, 6, 0.05)] if arguments.quick else [c for c in CASES if c not in done]
     for problems, prompts, epsilon in tqdm(cases, unit="case"):

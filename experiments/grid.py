@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -184,6 +186,14 @@ def row(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return "–" if mean is None else f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
 
     return [show(figures[m]["mean"], figures[m]["std"]) for m in MEASURES]
+
+
+def result_of(script: str) -> Path:
+    """The JSON beside a script; on an accelerator it bears the device's name."""
+    name, device = Path(script).stem, jax.devices()[0]
+    if device.platform != "cpu":
+        name += "_" + re.sub(r"\W+", "_", device.device_kind.lower())
+    return Path(script).with_name(f"{name}.json")
 
 
 def table(rows: Sequence[Sequence[str]], *headers: str) -> str:

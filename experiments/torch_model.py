@@ -2,7 +2,7 @@
 
 Fused attention, in-place where torch likes it, Sinkhorn with the original's stop, losses on the
 upsampled logits. Weights come by the original program's names; what learns is a leaf that requires
-a gradient.
+a gradient. Everything lies on torch's default device.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class TorchOTSeg:
     def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the images, and of their pixels."""
         w, conv = self.w, self.w["backbone.conv1.weight"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.narrow):
             x = F.conv2d(image, conv, stride=conv.shape[-1]).flatten(2).transpose(1, 2)
             positions = w["backbone.positional_embedding"]
             first = 2 * w["backbone.class_embedding"] + positions[0]

@@ -1,7 +1,8 @@
-"""Softmax attention that never holds all of its t × t weights.
+"""Softmax attention that keeps none of its t × t weights for the backward pass.
 
-On a CPU one head at a time, so that its weights stay in the cache, and recomputed in the backward
-pass; on accelerators XLA's own, which fuses the whole. q, k and v are [b, t, heads, c].
+On a CPU one head at a time, so that its weights stay in the cache; on NVIDIA GPUs of the Ampere
+generation and later cuDNN's kernel for bfloat16 factors, which never writes them down; elsewhere
+all heads at once. q, k and v are [b, t, heads, c].
 """
 
 from functools import partial
@@ -16,9 +17,7 @@ from jaxtyping import Array, Float
 from otseg_jax.models.linear import precision, storage
 
 Heads: TypeAlias = Float[Array, "b t heads c"]
-Head: TypeAlias = Float[Array, "t c"]
-
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+Tokens: TypeAlias = Float[Array, "*heads t c"]
 
 
 def attention(
@@ -30,49 +29,83 @@ def attention(
         causal: a token sees itself and those before it.
         dtype: of the products, on accelerators; a CPU gains nothing from narrow factors here.
     """
+    kernels = {}
+    if storage(dtype) == jnp.bfloat16 and _cudnn_serves(query.shape[-1]):
+        kernels["cuda"] = partial(_cudnn, causal=causal)
+    return jax.lax.platform_dependent(
+        query,
+        key,
+        value,
+        cpu=partial(_by_head, causal=causal),
+        default=partial(_at_once, causal=causal, dtype=dtype),
+        **kernels,
+    )
 
-    def fused(*inputs: Heads) -> Heads:
-        factors = (x.astype(storage(dtype)) for x in inputs)
-        with jax.default_matmul_precision(precision(dtype)):
-            mixed = jax.nn.dot_product_attention(*factors, is_causal=causal)
-        return mixed.astype(query.dtype)
 
-    by_head = partial(_by_head, causal=causal)
-    return jax.lax.platform_dependent(query, key, value, cpu=by_head, default=fused)
+def _cudnn_serves(channels: int) -> bool:
+    """Whether there is a GPU for it: JAX looks for one when it traces, whatever it lowers for."""
+    if jax.default_backend() != "gpu" or channels % 8 or channels > 128:
+        return False
+    generation, *_ = getattr(jax.devices()[0], "compute_capability", "").split(".")  # AMD: "gfx…"
+    return generation.isdecimal() and int(generation) >= 8
+
+
+def _cudnn(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
+    factors = (x.astype(jnp.bfloat16) for x in (query, key, value))
+    mixed = jax.nn.dot_product_attention(*factors, is_causal=causal, implementation="cudnn")
+    return mixed.astype(query.dtype)
+
+
+def _at_once(query: Heads, key: Heads, value: Heads, *, causal: bool, dtype: DTypeLike) -> Heads:
+    inputs = (rearrange(x, "b t heads c -> b heads t c") for x in (query, key, value))
+    return rearrange(_attend(*inputs, causal, dtype), "b heads t c -> b t heads c")
 
 
 def _by_head(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
     inputs = [rearrange(x, "b t heads c -> (b heads) t c") for x in (query, key, value)]
-    mixed = jax.lax.map(lambda qkv: _attend(*qkv, causal), inputs)
+    mixed = jax.lax.map(lambda qkv: _attend(*qkv, causal, jnp.float32), inputs)
     return rearrange(mixed, "(b heads) t c -> b t heads c", heads=query.shape[2])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(query: Head, key: Head, value: Head, causal: bool) -> Head:
-    return _forward(query, key, value, causal)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(query: Tokens, key: Tokens, value: Tokens, causal: bool, dtype: DTypeLike) -> Tokens:
+    return _forward(query, key, value, causal, dtype)[0]
 
 
-def _logits(query: Head, key: Head, causal: bool) -> Float[Array, "t t"]:
-    logits = _product(query * query.shape[-1] ** -0.5, key.T)
-    return jnp.where(jnp.tri(len(query), dtype=bool), logits, -jnp.inf) if causal else logits
+def _product(
+    x: Float[Array, "*heads m n"], y: Float[Array, "*heads n p"], dtype: DTypeLike
+) -> Float[Array, "*heads m p"]:
+    """x·y of such factors, summed in the type of x."""
+    factors = (z.astype(jnp.bfloat16) if storage(dtype) == jnp.bfloat16 else z for z in (x, y))
+    return jnp.matmul(*factors, precision=precision(dtype), preferred_element_type=x.dtype)
 
 
-def _forward(query: Head, key: Head, value: Head, causal: bool):
-    logits = _logits(query, key, causal)
+def _logits(query, key, causal, dtype) -> Float[Array, "*heads t t"]:
+    logits = _product(query * query.shape[-1] ** -0.5, key.mT, dtype)
+    seen = jnp.tri(query.shape[-2], dtype=bool)
+    return jnp.where(seen, logits, -jnp.inf) if causal else logits
+
+
+def _forward(query, key, value, causal, dtype):
+    logits = _logits(query, key, causal, dtype)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = _product(weights, value) / total  # divided last: c columns instead of t
+    mixed = _product(weights, value, dtype) / total  # divided last: c columns instead of t
     return mixed, (query, key, value, mixed, top + jnp.log(total))
 
 
-def _backward(causal, saved, gradient):
+def _backward(causal, dtype, saved, gradient):
     query, key, value, mixed, normalizer = saved
-    weights = jnp.exp(_logits(query, key, causal) - normalizer)
+    weights = jnp.exp(_logits(query, key, causal, dtype) - normalizer)
     # of softmax: w ⊙ (dw − Σ w·dw), and Σ w·dw = Σ mixed·gradient
     inner = jnp.sum(mixed * gradient, axis=-1, keepdims=True)
-    d_logits = weights * (_product(gradient, value.T) - inner) * query.shape[-1] ** -0.5
-    return _product(d_logits, key), _product(d_logits.T, query), _product(weights.T, gradient)
+    d_logits = weights * (_product(gradient, value.mT, dtype) - inner) * query.shape[-1] ** -0.5
+    return (
+        _product(d_logits, key, dtype),
+        _product(d_logits.mT, query, dtype),
+        _product(weights.mT, gradient, dtype),
+    )
 
 
 _attend.defvjp(_forward, _backward)
