@@ -13,7 +13,7 @@ from oracles import numbers, reference_sinkhorn, relative_error
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.transforms import View
-from otseg_jax.evaluation import labelling, metrics, sliding, windows
+from otseg_jax.evaluation import labelling, metrics, sliding, stream, windows
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Words
@@ -94,7 +94,7 @@ def test_photos_of_any_size_share_batches():
         return predict(batch)
 
     tally = Tally(VOCABULARY, ["otseg", "otseg_plus"])
-    sliding.evaluate(
+    stream.evaluate(
         counted,
         examples(sizes),
         asked(),
@@ -131,7 +131,7 @@ def test_a_swept_evaluation_finds_the_same_labels():
         def on_photo(number, example, found):
             maps.update({(number, name): labels for name, labels in found.items()})
 
-        sliding.evaluate(predict, examples(sizes), asked, HOW, tally, total=2, on_photo=on_photo)
+        stream.evaluate(predict, examples(sizes), asked, HOW, tally, total=2, on_photo=on_photo)
         return maps, tally.finished(dataset="", main="otseg")
 
     plain, one = evaluated(asked())
@@ -158,7 +158,7 @@ def test_batches_are_full_where_every_photo_is_one_window():
         return {"otseg": jnp.zeros((len(batch), 7, 4, 4))}
 
     tally = Tally(VOCABULARY, ["otseg"])
-    sliding.evaluate(counted, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
+    stream.evaluate(counted, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
     assert batches == [4] * 5
 
 

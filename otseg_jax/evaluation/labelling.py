@@ -33,41 +33,56 @@ def label_maps(
     Args:
         logits: by every output, of the windows of each view.
     """
-    found = {}
-    for name in logits[0]:
-        whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
-        best, first = _best(whole, how)
-        label = best.label
-        if how.threshold is not None:
-            score = best.score[None]
-            score = score if how.method.scale is None else words.probability(score, first)
-            label = jnp.where(score[0] < how.threshold, 0, label)
-        found[name] = np.asarray(label)[: size[0], : size[1]]
-    return found
+    found = best(logits, views, asked, how, size=size)
+    return {name: label_map(each, size) for name, each in found.items()}
 
 
-def rivals(
+def best(
     logits: Sequence[Mapping[str, Logits]],
     views: Sequence[View],
     asked: Words,
     how: Inference,
-    labelled: Bool[np.ndarray, " k"],
     *,
     size: tuple[int, int],
-) -> dict[str, Rivals]:
-    """The best of some classes and the best of the others; for methods without a threshold.
+    groups: Bool[np.ndarray, " k"] | None = None,
+) -> dict[str, Best]:
+    """The best word of every pixel by every output, still under way, for what follows.
 
     Args:
         logits: as of `label_maps`.
-        labelled: the classes, some but not all.
+        groups: some classes, but not all: the best of these and the best of the others, for
+            `rivals`; for methods without a threshold. None: of all, for `label_map`.
     """
     found = {}
     for name in logits[0]:
         whole = stitching.of([z[name] for z in logits], views, asked, how, size=size)
-        best = whole.best(np.stack([labelled, ~labelled]), sums=False)
-        label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
-        found[name] = Rivals.of(label[0], label[1], score[0] - score[1])
+        if groups is None:
+            found[name] = _thresholded(whole, how)
+        else:
+            found[name] = whole.best(np.stack([groups, ~groups]), sums=False)
+        found[name].label.copy_to_host_async()
     return found
+
+
+def label_map(best: Best, size: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+    """The class of every pixel."""
+    return np.asarray(best.label)[: size[0], : size[1]]
+
+
+def rivals(best: Best, size: tuple[int, int]) -> Rivals:
+    """The best of some classes and the best of the others."""
+    label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
+    return Rivals.of(label[0], label[1], score[0] - score[1])
+
+
+def _thresholded(whole: Stitched, how: Inference) -> Best:
+    """The best word, or class 0 where even that scores too low."""
+    best, first = _best(whole, how)
+    if how.threshold is None:
+        return best
+    score = best.score[None]
+    score = score if how.method.scale is None else words.probability(score, first)
+    return best._replace(label=jnp.where(score[0] < how.threshold, 0, best.label))
 
 
 def _best(whole: Stitched, how: Inference) -> tuple[Best, Best]:

@@ -1,12 +1,14 @@
 """One view of a photo: where its windows lie, and from their logits to scores of the photo.
 
-logits f32[n, v, gh, gw] of n windows and v words. A trained model's: upsampled to the windows, σ,
-less the offset, averaged on a canvas f32[c, h, w], resized to the photo. Of a CLIP alone, where no
-σ lies between, all of that is two products (`separable`). A mirrored view is turned back by the
-last resizing across. The shapes that are compiled are rounded up, so that photos share them.
+logits f32[n, v, gh, gw] of n windows and v words, on the device. A trained model's: upsampled to
+the windows, σ, less the offset, averaged on a canvas f32[c, h, w], resized to the photo. Of a CLIP
+alone, where no σ lies between, all of that is two products (`separable`). A mirrored view is turned
+back by the last resizing across. The shapes that are compiled are rounded up, so that photos share
+them.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -25,8 +27,8 @@ from otseg_jax.models.training_free import TrainingFreeConfig
 PATCHES = 16  # what the sizes of matrices are rounded up to
 
 # n windows, v words, gh × gw patches; views differ in all but words
-Logits = Float[np.ndarray, "_ v _ _"]
-ByWord = Float[np.ndarray, "v ..."]
+Logits = Float[Array, "_ v _ _"] | Float[np.ndarray, "_ v _ _"]
+ByWord = Float[Array, "..."] | Float[np.ndarray, "..."]
 STATIC = {"static": True}
 
 
@@ -42,16 +44,18 @@ class Grid:
     canvas: tuple[int, int] = field(metadata=STATIC)
     mirrored: bool = field(metadata=STATIC)
 
+    words = 1  # the axis of the logits
+
     @property
     def cells(self) -> int:
         """Scores of a word half-way."""
         return len(self.origins) * self.window[0] * self.window[1]
 
     def half(
-        self, logits: Float[Array, "c n gh gw"], offset: Float[Array, " c"]
+        self, logits: Float[Array, "n c gh gw"], offset: Float[Array, " c"]
     ) -> Float[Array, "c h w"]:
         """Scores half-way: of all windows on a canvas."""
-        fine = upsample(jnp.swapaxes(logits, 0, 1), self.window)
+        fine = upsample(logits, self.window)
         found = jax.nn.sigmoid(fine) - offset[:, None, None][None]
         height, width = self.canvas
         return windows.stitch(found, self.origins, self.weights, height=height, width=width)
@@ -81,6 +85,8 @@ class Axes:
     down: Any  # f32[H, p]
     across: Any  # f32[W, q]
 
+    words = 0  # the axis of the logits
+
     @property
     def cells(self) -> int:
         """Scores of a word half-way."""
@@ -107,7 +113,7 @@ Layout: TypeAlias = Grid | Axes
 def place(
     logits: Logits, view: View, how: Inference, *, size: tuple[int, int], output: tuple[int, int]
 ) -> tuple[Layout, ByWord]:
-    """Where the windows of a view lie, and their logits by word.
+    """Where the windows of a view lie, and their logits as `half` takes them.
 
     Args:
         size: of the result.
@@ -115,7 +121,7 @@ def place(
     """
     if isinstance(how.method, TrainingFreeConfig):
         return _axes(logits, view, how, size, output)
-    return _grid(logits, view, how)
+    return _grid(len(logits), view, how), logits
 
 
 def stretched(cells: tuple[int, ...], size: tuple[int, int], output: tuple[int, int]) -> Axes:
@@ -134,20 +140,29 @@ def fill(array: np.ndarray, rows: int | None = None) -> np.ndarray:
     return np.pad(array, [*first, (0, down), (0, -array.shape[-1] % PATCHES)])
 
 
-def _grid(logits: Logits, view: View, how: Inference) -> tuple[Grid, ByWord]:
-    window, origins = how.window_size(view.size), how.origins(view.size)
-    height, width = (windows.bucket(max(pair)) for pair in zip(view.size, window, strict=True))
-    # how many more a photo of the size of the canvas has
-    spare = len(how.origins((height, width))) - len(origins)
-    grid = Grid(
+def count(view: View, how: Inference) -> int:
+    """Windows of a view, filled up to those that a photo of the size of its canvas has."""
+    if isinstance(how.method, TrainingFreeConfig):
+        return len(how.origins(view.size))
+    return len(how.origins(_canvas(view, how)))
+
+
+def _canvas(view: View, how: Inference) -> tuple[int, int]:
+    height, width = map(max, zip(view.size, how.window_size(view.size), strict=True))
+    return windows.bucket(height), windows.bucket(width)
+
+
+def _grid(count: int, view: View, how: Inference) -> Grid:
+    origins = how.origins(view.size)
+    spare = count - len(origins)
+    return Grid(
         origins=np.pad(origins, ((0, spare), (0, 0))),
         weights=np.pad(np.ones(len(origins), np.float32), (0, spare)),
         size=np.array(view.size, np.int32),
-        window=window,
-        canvas=(height, width),
+        window=how.window_size(view.size),
+        canvas=_canvas(view, how),
         mirrored=view.mirrored,
     )
-    return grid, np.swapaxes(np.pad(logits, ((0, spare), (0, 0), (0, 0), (0, 0))), 0, 1)
 
 
 def _axes(
@@ -155,7 +170,6 @@ def _axes(
 ) -> tuple[Axes, ByWord]:
     origins, window = how.origins(view.size), how.window_size(view.size)
     starts = [np.unique(axis) for axis in origins.T]
-    patches = rearrange(logits, "(y x) v h w -> v (y h) (x w)", y=len(starts[0]))
     down, across = (
         separable.matrix(
             starts[axis].tolist(),
@@ -168,4 +182,11 @@ def _axes(
         for axis in (0, 1)
     )
     across = across[::-1] if view.mirrored else across
-    return Axes(fill(down, output[0]), fill(across, output[1])), fill(patches)
+    return Axes(fill(down, output[0]), fill(across, output[1])), _patches(logits, len(starts[0]))
+
+
+@partial(jax.jit, static_argnums=1)
+def _patches(logits: Logits, rows: int) -> Float[Array, "v p q"]:
+    """The patches of all windows beside one another, filled up as `fill` does."""
+    found = rearrange(logits, "(y x) v h w -> v (y h) (x w)", y=rows)
+    return jnp.pad(found, [(0, 0), *((0, -side % PATCHES) for side in found.shape[1:])])

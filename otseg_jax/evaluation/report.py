@@ -30,6 +30,7 @@ from otseg_jax.evaluation import (
     metrics,
     offsets,
     sliding,
+    stream,
 )
 from otseg_jax.evaluation.gallery import Gallery
 from otseg_jax.evaluation.inference import Inference
@@ -204,7 +205,7 @@ def evaluate_split(
     *,
     images: int = 0,
     sweep: bool = False,
-    on_photo: sliding.OnPhoto | None = None,
+    on_photo: stream.OnPhoto | None = None,
     trained: Spec | None = None,
     before_photo: Callable[[int], None] = lambda number: None,
 ) -> Evaluation:
@@ -213,7 +214,7 @@ def evaluate_split(
     Args:
         images: at most so many, evenly spaced over the split; 0 for all.
         sweep: count at every offset of seen classes as well, for the report.
-        on_photo: as in `sliding.evaluate`.
+        on_photo: as in `stream.evaluate`.
         trained: what the weights were trained as, where that is not this experiment.
         before_photo: called with the number of each photo; what it raises ends the evaluation.
     """
@@ -269,7 +270,7 @@ def evaluate_split(
         labelled=None if unswept else labelled,
         offset=float(offset.max()),
     )
-    sliding.evaluate(predict, watched(), asked, how, tally, total=len(chosen), on_photo=on_photo)
+    stream.evaluate(predict, watched(), asked, how, tally, total=len(chosen), on_photo=on_photo)
     return tally.finished(dataset=data.dataset, main=described.outputs.main, unswept=unswept)
 
 

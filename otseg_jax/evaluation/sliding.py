@@ -3,15 +3,14 @@
 views of a photo (`transforms.View`) u8[h, w, 4] → windows u8[n, s, t, 4] → what the model embeds
 of them → logits on the patch grid f32[n, v, gh, gw] of v words, in batches of one fixed size that
 hold windows of several views and photos → `labelling` → label map i32[H, W] → `tally`. The last
-batch is filled up, so that one shape compiles.
+batch is filled up, so that one shape compiles. Logits stay on the device; the label map leaves it.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +18,18 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int32, Shaped
-from tqdm import tqdm
+from jaxtyping import Array, Float, Int32, Shaped
 
 from otseg_jax import sharding
 from otseg_jax.data.transforms import View
-from otseg_jax.evaluation import labelling
+from otseg_jax.evaluation import layout
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import Logits
-from otseg_jax.evaluation.offsets import Rivals
-from otseg_jax.evaluation.tally import Tally
-from otseg_jax.evaluation.words import Words
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
 
 WORDS = 512  # matched at a time
 
-OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
 Predict = Callable[[np.ndarray], dict[str, Array]]
 
 
@@ -65,9 +59,12 @@ class Runner:
         height: int,
         how: Inference,
     ) -> dict[str, Float[Array, "b v gh gw"]]:
-        """Logits of words by name of the output, in windows of this height; still under way."""
+        """Logits of words by name of the output, in windows of this height; still under way.
+
+        All of them are on the first device of each process, which stitches its own photos.
+        """
         step = len(text) if how.method.joint else WORDS
-        first, *others = [
+        found = [
             _match(
                 self.graphdef,
                 self.mesh,
@@ -80,6 +77,7 @@ class Runner:
             )
             for start in range(0, len(text), step)
         ]
+        first, *others = jax.tree.map(lambda z: z.addressable_data(0), found)
         if not others:
             return first
         return {
@@ -98,7 +96,6 @@ def _match(graphdef, mesh, rows, trainable, frozen, embedded, text, mixtures):
     flat = nnx.merge(graphdef, trainable, frozen).match(*embedded, text)
     maps = {name: rearrange(x, "b k (h w) -> b k h w", h=rows) for name, x in flat.items()}
     mixed = {name: mix(maps, mixture) for name, mixture in mixtures.items()}
-    # one copy everywhere: each process then stitches its own photos
     return jax.lax.with_sharding_constraint(mixed, sharding.replicated(mesh))
 
 
@@ -128,7 +125,7 @@ def photo_embedded(
     windows of one size, at most `batch_size`, and are filled up by less than one window each.
     """
     found = []
-    for shape, same in groupby(_windows(views, how), key=np.shape):
+    for shape, same in groupby(cut(views, how), key=np.shape):
         parts = np.stack([*same])
         batches = -(-len(parts) // how.batch_size)
         size = -(-len(parts) // batches)
@@ -151,132 +148,44 @@ def photo_logits(
     """Logits of words in all windows of each view, by name of the output."""
     found = []
     for count, height, part in embedded:
-        logits = jax.device_get(runner.match(part, text, outputs, height=height, how=how))
-        found += [{name: z[i] for name, z in logits.items()} for i in range(count)]
-    return _by_view(found, views, how)
+        logits = runner.match(part, text, outputs, height=height, how=how)
+        found += [Window(logits, i) for i in range(count)]
+    return by_view(found, views, how)
 
 
-def _windows(views: Sequence[View], how: Inference) -> list[Shaped[np.ndarray, "_ _ c"]]:
+def cut(views: Sequence[View], how: Inference) -> list[Shaped[np.ndarray, "_ _ c"]]:
     """The windows of all views, one view after the other."""
     return [window for view in views for window in how.cut(view.image)]
 
 
-def _by_view(
-    logits: Sequence[Mapping[str, Float[np.ndarray, "v _ _"]]],
-    views: Sequence[View],
-    how: Inference,
+class Window(NamedTuple):
+    """Where the logits of a window are."""
+
+    batch: dict[str, Array]
+    row: int
+
+
+def by_view(
+    found: Sequence[Window], views: Sequence[View], how: Inference
 ) -> list[dict[str, Logits]]:
-    """Of each view those of its windows, from those of all in the order of `_windows`."""
-    waiting = iter(logits)
+    """Of each view the logits of its windows, from those of all in the order of `cut`."""
+    waiting = iter(found)
     of_views = [[*islice(waiting, len(how.origins(view.size)))] for view in views]
-    return [{name: np.stack([z[name] for z in part]) for name in part[0]} for part in of_views]
+    return [
+        _together(part, layout.count(view, how)) for part, view in zip(of_views, views, strict=True)
+    ]
 
 
-@dataclass
-class _Photo:
-    """A photo on its way through: its windows wait in batches until all are predicted."""
-
-    number: int
-    example: Mapping[str, Any]
-    logits: list[dict[str, np.ndarray]]  # of the windows of all its views; empty: not yet there
-
-    def maps(self, asked: Words, how: Inference) -> dict[str, Int32[np.ndarray, "H W"]]:
-        """Its label map by every output, in the size of its label."""
-        return labelling.label_maps(*self._stitched(how), asked, how, size=self.size)
-
-    def rivals(
-        self, asked: Words, how: Inference, labelled: Bool[np.ndarray, " k"]
-    ) -> dict[str, Rivals]:
-        """What an offset of the labelled classes decides between, as `maps`."""
-        return labelling.rivals(*self._stitched(how), asked, how, labelled, size=self.size)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Of its label."""
-        return self.example["label"].shape
-
-    def _stitched(self, how: Inference) -> tuple[list[dict[str, Logits]], Sequence[View]]:
-        views = self.example["views"]
-        return _by_view(self.logits, views, how), views
+def _together(found: Sequence[Window], count: int) -> dict[str, Logits]:
+    """The logits of windows of one size, filled up to a count."""
+    batches = {id(window.batch): window.batch for window in found}
+    sizes = [len(next(iter(batch.values()))) for batch in batches.values()]
+    begin = dict(zip(batches, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+    rows = np.zeros(count, np.int32)
+    rows[: len(found)] = [begin[id(window.batch)] + window.row for window in found]
+    return _rows(tuple(batches.values()), rows)
 
 
-def evaluate(
-    predict: Predict,
-    examples: Iterator[Mapping[str, Any]],
-    asked: Words,
-    how: Inference,
-    tally: Tally,
-    *,
-    total: int,
-    on_photo: OnPhoto | None = None,
-) -> None:
-    """Segment every example and count how that compares with its label.
-
-    Args:
-        examples: {"views": of the photo, "label": i16[H, W], "name": str}.
-        asked: the words of the classes that are counted.
-        total: number of examples, for the progress bar.
-        on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
-    """
-    # every process predicts every window (the batch is split over all devices) and stitches a share
-    process, processes = jax.process_index(), jax.process_count()
-    progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
-    for photo in _predicted(predict, examples, how):
-        tally.name(photo.example["name"])
-        if photo.number % processes == process:
-            if tally.labelled is None:
-                rivals, maps = {}, photo.maps(asked, how)
-            else:
-                rivals = photo.rivals(asked, how, tally.labelled)
-                maps = {name: found.label for name, found in rivals.items()}
-            tally.add(photo.number, photo.example["label"], maps, rivals)
-            if on_photo is not None:
-                on_photo(photo.number, photo.example, maps)
-        progress.update()
-    progress.close()
-
-
-def _predicted(
-    predict: Predict, examples: Iterator[Mapping[str, Any]], how: Inference
-) -> Iterator[_Photo]:
-    """Photos with the logits of all their windows, in order; windows of one size share batches."""
-    waiting: dict[tuple[int, ...], list[tuple[_Photo, int, np.ndarray]]] = {}
-    running: deque[tuple[list[tuple[_Photo, int, np.ndarray]], dict[str, Array]]] = deque()
-    photos: list[_Photo] = []
-
-    def flush(shape: tuple[int, ...]) -> None:
-        entries = waiting.pop(shape)
-        batch = np.zeros((how.batch_size, *shape), entries[0][2].dtype)
-        batch[: len(entries)] = [image for *_, image in entries]
-        running.append((entries, predict(batch)))
-        # while the device works on it, the host reads, cuts and stitches
-        take(but=1)
-
-    def take(but: int) -> None:
-        while len(running) > but:
-            entries, under_way = running.popleft()
-            logits = jax.device_get(under_way)
-            for i, (photo, place, _) in enumerate(entries):
-                photo.logits[place] = {name: z[i] for name, z in logits.items()}
-
-    def whole() -> Iterator[_Photo]:
-        while photos and all(photos[0].logits):
-            yield photos.pop(0)
-
-    for number, example in enumerate(examples):
-        parts = _windows(example["views"], how)
-        photos.append(_Photo(number, example, [{}] * len(parts)))
-        for place, image in enumerate(parts):
-            alike = waiting.setdefault(image.shape, [])
-            alike.append((photos[-1], place, image))
-            if len(alike) == how.batch_size:
-                flush(image.shape)
-        # a rare size does not keep others waiting; as many again may be under way
-        if len(photos) > 2 * how.batch_size:
-            for shape in [*waiting]:
-                flush(shape)
-        yield from whole()
-    for shape in [*waiting]:
-        flush(shape)
-    take(but=0)
-    yield from whole()
+@jax.jit
+def _rows(batches: tuple[dict[str, Array], ...], rows: Int32[Array, " n"]) -> dict[str, Array]:
+    return jax.tree.map(lambda *z: jnp.concatenate(z)[rows], *batches)

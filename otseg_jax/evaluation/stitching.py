@@ -34,10 +34,11 @@ BAND = windows.BUCKET  # rows that words are compared on, one after the other, i
 
 
 class Part(NamedTuple):
-    """Some of the words."""
+    """Some of the words, which follow one another."""
 
-    logits: tuple[Any, ...]  # of each view f32[c, n, gh, gw], or f32[c, p, q]
-    class_of: Any  # i32[c]
+    first: Any  # i32[]
+    again: Any  # i32[]: so many at its beginning were in another part
+    class_of: Any  # i32[c], −1 of those
     offset: Any  # f32[c]
 
 
@@ -45,7 +46,7 @@ class Part(NamedTuple):
 class Stitched:
     """The logits of all windows of a photo, by one output, and the words that they are about."""
 
-    logits: tuple[ByWord, ...]  # of each view
+    logits: tuple[ByWord, ...]  # of each view, as its layout has them
     layouts: tuple[Layout, ...]
     asked: Words
     scale: float | None
@@ -54,7 +55,7 @@ class Stitched:
     guide: Float[Array, "m H W"] | None = None  # weights of neighbours, where PAMR refines
 
     def parts(self, *, rows: int | None = None) -> Iterator[Part]:
-        """The words in parts of one size, filled up.
+        """The words in parts of one size; the last begins with some of the part before.
 
         Args:
             rows: for which their scores are there together; None: all.
@@ -64,20 +65,17 @@ class Stitched:
         most = min(most // len(self.layouts), HALVES // sum(where.cells for where in self.layouts))
         most = max(most, 1)
         step = -(-count // -(-count // most))
-        for first in range(0, count, step):
-            part = slice(first, first + step)
-            classes = self.asked.class_of[part]
-            more = 0, step - len(classes)
-            yield Part(
-                tuple(np.pad(z[part], (more, *[(0, 0)] * (z.ndim - 1))) for z in self.logits),
-                np.pad(classes, more, constant_values=-1),
-                np.pad(self.asked.offset[part], more),
-            )
+        for begin in range(0, count, step):
+            first = min(begin, count - step)
+            part, again = slice(first, first + step), begin - first
+            classes = np.where(np.arange(step) < again, -1, self.asked.class_of[part])
+            numbers = np.int32(first), np.int32(again)
+            yield Part(*numbers, classes.astype(np.int32), self.asked.offset[part])
 
     def scores(self, part: Part) -> Float[Array, "c H W"]:
         """Scores of some words, not scaled; what lies past the true size means nothing."""
         end = np.array(self.size, np.int32)
-        return _scores(part, self.layouts, end, self.guide, self.output)
+        return _scores(self.logits, part, self.layouts, end, self.guide, self.output)
 
     def best(self, kept: Bool[np.ndarray, "*g k"], *, sums: bool) -> Best:
         """The best word of every pixel, of a class that is kept.
@@ -86,24 +84,23 @@ class Stitched:
             kept: by the classes; of several groups at once, the best of each.
             sums: also what probabilities are computed from.
         """
-        best = words.nothing(*self.output, groups=kept.shape[:-1])
-        scale, band = self.scale or 1.0, BAND if self.guide is None else None
+        best, band = None, BAND if self.guide is None else None
+        how = self.scale or 1.0, self.layouts, np.array(self.size, np.int32), self.guide
         for part in self.parts(rows=band):
             if (part.class_of >= 0).any():
                 wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
-                how = self.layouts, np.array(self.size, np.int32), self.guide
-                best = _compare(best, part, wins, scale, *how, sums=sums)
-        return best
+                best = _compare(best, self.logits, part, wins, *how, sums=sums, output=self.output)
+        return best or words.nothing(*self.output, groups=kept.shape[:-1])
 
     def propagated(self, photo: Float[np.ndarray, "3 H W"], grid: int) -> "Stitched":
         """As PEARL carries scores on, on a grid: one window, as large as the photo."""
         height, width = self.size
         cell = pearl.cells(self.size, grid)
         coarse = [
-            pearl.pool(np.asarray(self.scores(part))[:, :height, :width], cell)
+            pearl.pool(np.asarray(self.scores(part))[part.again :, :height, :width], cell)
             for part in self.parts()
         ]
-        scores = np.concatenate(coarse)[: len(self.asked.class_of)]
+        scores = np.concatenate(coarse)
         vectors = np.asarray(average(self.asked.text))
         solved = pearl.solve(scores, pearl.pool(photo, cell), vectors).astype(np.float32)
         axes = layout.stretched(solved.shape[1:], self.size, self.output)
@@ -130,7 +127,7 @@ def of(
         for z, view in zip(logits, views, strict=True)
     ]
     whole = Stitched(
-        logits=tuple(by_word for _, by_word in placed),
+        logits=tuple(z for _, z in placed),
         layouts=tuple(where for where, _ in placed),
         asked=asked,
         scale=method.scale,
@@ -167,6 +164,7 @@ def _resized(
 
 @partial(jax.jit, static_argnames="output")
 def _scores(
+    logits: tuple[ByWord, ...],
     part: Part,
     layouts: tuple[Layout, ...],
     end: Array,
@@ -174,14 +172,21 @@ def _scores(
     output: tuple[int, int],
 ) -> Float[Array, "c H W"]:
     rows = partial(_rows, layouts=layouts, end=end, top=0, shape=output)
-    scores = jax.lax.map(rows, _halves(part, layouts))
+    scores = jax.lax.map(rows, _halves(logits, part, layouts))
     return scores if guide is None else pamr.smooth(scores, guide, size=end)
 
 
-def _halves(part: Part, layouts: tuple[Layout, ...]) -> tuple[Float[Array, "c _ _"], ...]:
-    """Scores half-way, of each view."""
-    views = zip(layouts, part.logits, strict=True)
-    return tuple(where.half(logits, part.offset) for where, logits in views)
+def _halves(
+    logits: tuple[ByWord, ...], part: Part, layouts: tuple[Layout, ...]
+) -> tuple[Float[Array, "c _ _"], ...]:
+    """Scores of a part half-way, of each view."""
+    count = len(part.class_of)
+    chosen = (
+        jax.lax.dynamic_slice_in_dim(z, part.first, count, axis=where.words)
+        for z, where in zip(logits, layouts, strict=True)
+    )
+    views = zip(layouts, chosen, strict=True)
+    return tuple(where.half(z, part.offset) for where, z in views)
 
 
 def _rows(
@@ -198,9 +203,10 @@ def _rows(
     return reduce(add, found) / len(layouts)
 
 
-@partial(jax.jit, static_argnames="sums", donate_argnums=0)
+@partial(jax.jit, static_argnames=("sums", "output"), donate_argnums=0)
 def _compare(
-    best: Best,
+    best: Best | None,
+    logits: tuple[ByWord, ...],
     part: Part,
     wins: Bool[Array, "c *g"],
     scale: float | Float[Array, ""],
@@ -209,13 +215,16 @@ def _compare(
     guide: Array | None,
     *,
     sums: bool,
+    output: tuple[int, int],
 ) -> Best:
-    height, width = best.score.shape[-2:]
+    height, width = output
+    if best is None:
+        best = words.nothing(height, width, groups=wins.shape[1:])
     found: Any
     if guide is None:
-        found, rows = _halves(part, layouts), BAND
+        found, rows = _halves(logits, part, layouts), BAND
     else:
-        found, rows = _scores(part, layouts, end, guide, (height, width)), height
+        found, rows = _scores(logits, part, layouts, end, guide, output), height
 
     def band(entry: tuple[Array, Best]) -> Best:
         def word(best: Best, item: tuple[Any, Array, Array]) -> tuple[Best, None]:

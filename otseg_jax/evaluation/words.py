@@ -42,7 +42,7 @@ class Best(NamedTuple):
 
 
 def nothing(height: int, width: int, *, groups: tuple[int, ...] = ()) -> Best:
-    """Before any word; four arrays, as each is given away to the next."""
+    """Before any word."""
     size = height, width
     return Best(
         jnp.full((*groups, *size), -jnp.inf, jnp.float32),

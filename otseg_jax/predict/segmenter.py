@@ -28,6 +28,7 @@ from otseg_jax.data import classes, decode, transforms
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.layout import Logits
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.outputs import Outputs
@@ -246,7 +247,7 @@ class Segmenter:
         (seen,) = self._photos.get([digest], make)
         return seen
 
-    def _match(self, seen: _Seen, vectors: Words, method: str) -> list[dict[str, np.ndarray]]:
+    def _match(self, seen: _Seen, vectors: Words, method: str) -> list[dict[str, Logits]]:
         wanted = Outputs({method: self.spec.outputs.mixtures[method]}, main=method)
         return sliding.photo_logits(
             self._runner,
