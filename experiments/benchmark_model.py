@@ -428,14 +428,15 @@ def main() -> None:
     """Measure every case, write, draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="cases whose name begins so")
+    parser.add_argument("--only", action="append", help="cases whose name begins so")
+    parser.add_argument("--output", type=Path, help="JSON of some cases; of all: beside this file")
     parser.add_argument("--alone", choices=RIVALS, help="run one case, print the peak memory")
     parser.add_argument("--weights", type=Path, help="of --alone")
     options = parser.parse_args()
     torch.set_default_device("cuda" if BACKEND == "gpu" else "cpu")
-    chosen = [case for case in cases() if str(case).startswith(options.only)]
+    chosen = [case for case in cases() if str(case).startswith(tuple(options.only or [""]))]
     if options.alone:
-        (case,) = [case for case in chosen if str(case) == options.only]
+        (case,) = [case for case in chosen if [str(case)] == options.only]
         print(alone(case, options.alone, options.weights))
         return
     cores = f"{os.cpu_count()} CPU cores, {platform.processor() or platform.machine()}"
@@ -446,11 +447,11 @@ def main() -> None:
         "rounds": options.rounds,
         "rows": [],
     }
-    result = result_of(__file__)
+    result = options.output if options.only else result_of(__file__)
     for case in tqdm(chosen):
         record["rows"].append(measure(case, options.rounds))
         print(markdown(record["rows"][-1:]), flush=True)
-        if not options.only:  # what there is, should it be cut off
+        if result:  # what there is, should it be cut off
             result.write_text(json.dumps(record, indent=1) + "\n")
             draw(record["rows"], result.with_suffix(".png"))
     print(markdown(record["rows"]))
