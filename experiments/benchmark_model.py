@@ -163,7 +163,7 @@ def model(case: Case, stored: Mapping[str, np.ndarray] | None = None) -> tuple[A
 
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     if stored is None:
-        return graphdef, *jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1:])()
+        return graphdef, *nnx.split(make(), TRAINABLE, ...)[1:]  # to compile it takes longer
     trainable, frozen = (
         names.assign(state, {name: stored[name] for name in names.flatten(state)})
         for state in states

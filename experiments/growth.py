@@ -69,7 +69,7 @@ def compiled(size: Size, work: str) -> tuple[Any, Callable[[], Any]]:
         return config.build(replace(VISION, image_size=size.side), rngs=nnx.Rngs(0))
 
     graphdef, *_ = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
-    trainable, frozen = jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1:])()
+    trainable, frozen = nnx.split(make(), TRAINABLE, ...)[1:]  # to compile it takes longer
     if work == "forward":
         run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
         function = run.lower(trainable, frozen, image, text).compile()

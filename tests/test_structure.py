@@ -119,6 +119,7 @@ LATE = {
     "doctor.parts.devices",
     "doctor.parts.dataset",
     "doctor.parts.model",
+    "models.kernels.pallas",  # a third of a second that only a TPU has a use for
 }
 
 

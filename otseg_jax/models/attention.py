@@ -1,8 +1,7 @@
 """Softmax attention that keeps none of its t × t weights for the backward pass.
 
-On a CPU one head at a time, so that its weights stay in the cache; on NVIDIA GPUs of the Ampere
-generation and later cuDNN's kernel for bfloat16 factors, which never writes them down; elsewhere
-all heads at once. q, k and v are [b, t, heads, c].
+On a CPU one head at a time, so that its weights stay in the cache; on accelerators one of `kernels`
+for bfloat16 factors, else all heads at once. q, k and v are [b, t, heads, c].
 """
 
 from functools import partial
@@ -14,9 +13,10 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from otseg_jax.models import kernels
+from otseg_jax.models.kernels import Heads
 from otseg_jax.models.linear import precision, storage
 
-Heads: TypeAlias = Float[Array, "b t heads c"]
 Tokens: TypeAlias = Float[Array, "*heads t c"]
 
 
@@ -29,45 +29,19 @@ def attention(
         causal: a token sees itself and those before it.
         dtype: of the products, on accelerators; a CPU gains nothing from narrow factors here.
     """
-    kernels = {}
-    if storage(dtype) == jnp.bfloat16 and _cudnn_serves(query.shape[-1]):
-        kernels["cuda"] = partial(_cudnn, causal=causal)
+    narrow = storage(dtype) == jnp.bfloat16
     return jax.lax.platform_dependent(
         query,
         key,
         value,
         cpu=partial(_by_head, causal=causal),
-        default=partial(_at_once, causal=causal, dtype=dtype),
-        **kernels,
+        default=partial(at_once, causal=causal, dtype=dtype),
+        **(kernels.attention(query, causal=causal) if narrow else {}),
     )
 
 
-def _cudnn_serves(channels: int) -> bool:
-    """Whether there is a GPU for it: JAX looks for one when it traces, whatever it lowers for."""
-    if jax.default_backend() != "gpu" or channels % 8 or channels > 128:
-        return False
-    generation, *_ = getattr(jax.devices()[0], "compute_capability", "").split(".")  # AMD: "gfx…"
-    return generation.isdecimal() and int(generation) >= 8
-
-
-def _cudnn(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
-    batch, t, *_ = query.shape
-    factors = (x.astype(jnp.bfloat16) for x in (query, key, value))
-    lengths = None
-    if t % 2:  # its gradient wants an even number of tokens: one more that none sees
-        factors = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in factors)
-        lengths = jnp.full(batch, t, jnp.int32)
-    mixed = jax.nn.dot_product_attention(
-        *factors,
-        is_causal=causal,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
-    )
-    return mixed[:, :t].astype(query.dtype)
-
-
-def _at_once(query: Heads, key: Heads, value: Heads, *, causal: bool, dtype: DTypeLike) -> Heads:
+def at_once(query: Heads, key: Heads, value: Heads, *, causal: bool, dtype: DTypeLike) -> Heads:
+    """As `attention`, with all weights of all heads in memory, but not kept."""
     inputs = (rearrange(x, "b t heads c -> b heads t c") for x in (query, key, value))
     return rearrange(_attend(*inputs, causal, dtype), "b heads t c -> b t heads c")
 

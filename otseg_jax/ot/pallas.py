@@ -6,9 +6,11 @@ is solved, and writes its result. The arithmetic is that of `newton`, and so is 
 
     mps(similarity, solver=pallas.Newton())
 
-It is not the default, as no device has run it yet: it was compiled for an H100 (Triton 3.9) and a
-TPU v5e (libtpu 0.0.42), and tests lower it for both and compare its interpreted form with `newton`.
-Problems that are sharded over devices need a `jax.shard_map` around it: a kernel sees one device.
+An H200 takes half of the time that it takes for `newton`, with the same errors
+(experiments/benchmark_mps_nvidia_h200.json). No TPU has run it yet: it was compiled for a v5e
+(libtpu 0.0.42), and tests lower it for both and compare its interpreted form with `newton`. It is
+not the default: a kernel sees one device, and problems that are sharded over several need a
+`jax.shard_map` around it.
 """
 
 import dataclasses
