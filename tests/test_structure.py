@@ -20,7 +20,7 @@ LADDER = [
     {"weights"},
     {"checkpoints"},
     {"build"},
-    {"evaluation", "convert"},
+    {"evaluation", "convert", "prepare"},
     {"training", "predict"},
     {"main", "compare", "demo", "doctor", "__main__"},
 ]
@@ -119,6 +119,9 @@ LATE = {
     "doctor.parts.devices",
     "doctor.parts.dataset",
     "doctor.parts.model",
+    # TensorFlow Datasets: a second, for those who read records
+    "data.records.builder",
+    "data.records.data_source",
 }
 
 
