@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
 
-from otseg_jax import build, settings, sharding
+from otseg_jax import build, processes, settings, sharding
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.evaluation import charts, figures, report
-from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
-from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
 from otseg_jax.training import memory, metric_writers, optim, start
 from otseg_jax.training.log import Log
@@ -105,6 +102,7 @@ class _Run:
     schedule: optax.Schedule
     writers: Writers
     saved: int  # the last step that is in a checkpoint
+    last: tuple[jax.Array, Mapping[str, jax.Array]] | None = None  # loss and batch of the last step
 
     def __post_init__(self) -> None:
         self.options, self.log = self.experiment.settings, Log(self.workdir, self.writers)
@@ -114,15 +112,18 @@ class _Run:
     ) -> None:
         """Run from `start` to the end; whatever stops it, the finished steps are saved."""
         self.done, self.state = start, state
-        with StopOnSignal() as self.stop:
+        self._tell_kept()
+        with processes.StopTogether() as self.stop:
             try:
                 self._loop(step, batches)
             except SaveError:
                 raise  # once more would fail once more
-            except BaseException:
+            except BaseException as error:
+                processes.end_if_lost(error)
                 # a broken photo must not cost the steps since the last save
                 alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-                if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                if jax.process_count() == 1 and alive and self.done > self.saved:
+                    self._check_finite()
                     self._save()
                 raise
             finally:
@@ -142,35 +143,25 @@ class _Run:
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
+                self._check_finite()  # the device worked on it while this batch was read
                 if done == start + 1:
-                    self._check_memory(step, frozen, text, batch)
+                    compiled = step.lower(self.state, frozen, text, batch, np.int32(0)).compile()
+                    memory.check(compiled, train, self.experiment.mesh)
                 self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
-                self.done = done
+                self.done, self.last = done, (scalars["loss"], batch)
                 progress.update()
                 if done == start + 1:
                     jax.block_until_ready(scalars)
                     began = time.perf_counter()
                 if done % train.log_every == 0 or done == train.steps:
+                    self._check_finite()
                     scalars = jax.device_get(scalars)
                     images = (done - timed_from) * train.batch_size
                     speed = images / (time.perf_counter() - began) if images else None
                     progress.set_postfix(self._tell(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._save_and_validate(any_asked(self.stop, done, every=train.log_every)):
+                if self._save_and_validate(self.stop.reached()):
                     began, timed_from = time.perf_counter(), done
-
-    def _check_memory(self, step: Step, *given: Any) -> None:
-        """Compile the step, as its first call would, and tell if it takes more than there is."""
-        train, mesh = self.options.train, self.experiment.mesh
-        told = memory.doubt(
-            step.lower(self.state, *given, np.int32(0)).compile(),
-            images=train.batch_size // mesh.shape["data"],
-            accumulate=train.accumulate,
-            available=memory.limit(mesh.local_devices[0]),
-        )
-        memory.give_back()
-        if told:
-            LOGGER.warning(told)
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -178,15 +169,20 @@ class _Run:
         planned = done % train.checkpoint_every == 0 or done == restore.half(train.steps)
         save = stopping or planned or self._is_evaluated()
         if not save:
-            self.checkpoints.check()
+            if not self.checkpoints.saving():
+                self._tell_kept()
             return False
-        if not self._finite():
-            raise self._diverged()
+        self._check_finite()
         self._save()
         if stopping:
             raise self._stopped()
         self._evaluate()
         return True
+
+    def _tell_kept(self, unless: str = "") -> None:
+        """Where several processes would go on, if one of them ended now."""
+        there = f"goes on from step {self.saved}" if self.saved else "begins again"
+        processes.if_one_ends(f"the same command, in every process, {there}{unless}")
 
     def _stopped(self) -> KeyboardInterrupt:
         return KeyboardInterrupt(
@@ -202,9 +198,10 @@ class _Run:
         if not self._is_evaluated():
             return
         self.checkpoints.wait()  # a kill in the evaluation must not cost the steps before it
+        self._tell_kept()
 
         def before_photo(number: int) -> None:
-            if any_asked(self.stop, number):
+            if self.stop.reached():
                 raise self._stopped()
 
         judged = (self.experiment, self.validation, self.state.trainable)
@@ -267,16 +264,20 @@ class _Run:
             text=np.asarray(self.experiment.text),
         )
         self.saved = self.done
+        self._tell_kept(", or from the save before it, as this one was under way")
 
-    def _finite(self) -> bool:
-        leaves = jax.tree.leaves(self.state.trainable)
-        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
-
-    def _diverged(self) -> ValueError:
-        return ValueError(
-            f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
-            f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
-            f"checkpoints up to step {self.saved} are untouched"
+    def _check_finite(self) -> None:
+        """End the run if the last step could not be taken: save the state before it, its batch."""
+        if self.last is None or np.isfinite(jax.block_until_ready(self.last[0])):
+            return
+        batch, self.done = self.log.write_batch(self.done, self.last[1]), self.done - 1
+        if self.done > self.saved:
+            self._save()
+        raise ValueError(
+            f"training diverged: loss or weights are not finite after step {self.done + 1}, whose "
+            f"batch is in {batch}; step {self.done} is {'saved' if self.done else 'the start'}. "
+            "Start a new --workdir with a lower --config.train.learning_rate or "
+            "--config.dtype=float32"
         )
 
     def _figures(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
@@ -287,8 +288,6 @@ class _Run:
 
     def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
-        if not np.isfinite(scalars["loss"]):
-            raise self._diverged()
         numbers = {name: float(value) for name, value in scalars.items()}
         rate = float(self.schedule(self.done - 1))
         measured = {} if speed is None else {"images_per_second": speed}
