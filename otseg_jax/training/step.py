@@ -96,8 +96,8 @@ def make_train_step(
     The gradient is that of the whole batch, over all devices and all parts that it is worked
     through in: parts sum their losses, and one division by the global number of (image, present
     class) pairs comes last. The state's buffers are given away. Scalars are "loss" and its terms,
-    and accuracies in [0, 1], means over parts. A step after which the loss or the state would not
-    be finite leaves the state as it was, and its loss is NaN.
+    and accuracies in [0, 1], means over parts. A step whose loss or gradient is not finite leaves
+    the state as it was, and its loss is NaN.
 
     Args:
         outputs: pseudo-labels go by the main one.
@@ -163,16 +163,9 @@ def make_train_step(
         scalars = {name: value / pairs for name, value in terms.items()}
         scalars |= {name: value / accumulate for name, value in accuracies.items()}
         stepped = State(optax.apply_updates(state.trainable, updates), slots)
-        kept, scalars["loss"] = _if_finite(stepped, state, scalars["loss"])
-        return kept, scalars
+        # asked of the gradient, whose squares are kept: of what it makes, old and new would be held
+        finite = jnp.isfinite(optax.global_norm(gradient)) & jnp.isfinite(scalars["loss"])
+        scalars["loss"] = jnp.where(finite, scalars["loss"], jnp.nan)
+        return jax.tree.map(partial(jnp.where, finite), stepped, state), scalars
 
     return step
-
-
-def _if_finite(
-    stepped: State, before: State, loss: Float[Array, ""]
-) -> tuple[State, Float[Array, ""]]:
-    """A step and its loss; where either is not finite, the state before it and NaN."""
-    finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((stepped, loss))]).all()
-    kept = jax.tree.map(partial(jnp.where, finite), stepped, before)
-    return kept, jnp.where(finite, loss, jnp.nan)
