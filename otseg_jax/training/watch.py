@@ -1,0 +1,159 @@
+"""Where the time of training steps goes, what the device makes of it, and a trace to look into.
+
+Steps are dispatched ahead of the device, which nobody waits for but where figures are read, every
+`log_every` steps. What the host then waits is the device's; so is what a dispatch takes beyond the
+shortest one, as the queue of the device is full.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jax.stages import Compiled
+
+from otseg_jax import devices
+from otseg_jax.settings import Settings
+
+LOGGER = logging.getLogger(__name__)
+
+PARTS = ("data", "device", "host")  # of a step's time
+# what a line of the log holds of it, which is another in every run
+FIGURES = (
+    *("images_per_second", "step_seconds", *(f"{part}_seconds" for part in PARTS)),
+    *("flops_per_second", "peak_fraction", "bottleneck"),
+)
+ADVICE = {  # by the part that takes most
+    "data": "photos come too slowly: more --config.data.threads, or smaller ones",
+    "device": "as it should be",
+    "host": "dispatch and logs: a larger --config.train.log_every or train.batch_size",
+}
+
+
+class Watch:
+    """Splits the time of steps into waiting for data, the device's, and the host's own.
+
+    Figures are this process's own; that one waits for another looks like waiting for its device.
+    """
+
+    def __init__(self, options: Settings, mesh: Mesh) -> None:
+        self.images, peak = options.train.batch_size, devices.peak(mesh.local_devices[0])
+        self.peak = peak.rate(options.dtype) if peak else None
+        self.operations = 0.0  # of a device in a step
+        self.total, self.steps = dict.fromkeys(PARTS, 0.0), 0
+        self.restart()
+
+    def compiled(self, step: Compiled) -> None:
+        """Take XLA's count of a step's operations on each device; of a loop it counts one round."""
+        self.operations = (step.cost_analysis() or {}).get("flops", 0.0)
+
+    def restart(self) -> None:
+        """Begin anew: what went before was no training."""
+        self.began, self.spent = time.perf_counter(), dict.fromkeys(PARTS, 0.0)
+        self.dispatches = list[float]()
+
+    @contextlib.contextmanager
+    def waiting(self, part: str) -> Iterator[None]:
+        """Count the block as waiting, for "data" or the "device"."""
+        start = time.perf_counter()
+        yield
+        self.spent[part] += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def dispatching(self) -> Iterator[None]:
+        """The block dispatches a step."""
+        start = time.perf_counter()
+        yield
+        self.dispatches.append(time.perf_counter() - start)
+
+    def figures(self) -> dict[str, Any]:
+        """Means of the steps since the last time, which begin anew; nothing if there were none."""
+        steps, whole = len(self.dispatches), time.perf_counter() - self.began
+        if not steps:
+            return {}
+        self.spent["device"] += sum(self.dispatches) - steps * min(self.dispatches)
+        self.spent["host"] = whole - self.spent["data"] - self.spent["device"]
+        self.steps += steps
+        self.total = {part: self.total[part] + self.spent[part] for part in PARTS}
+        parts = {f"{part}_seconds": self.spent[part] / steps for part in PARTS}
+        self.restart()
+        speed = {"images_per_second": self.images * steps / whole, "step_seconds": whole / steps}
+        return speed | parts | self._rates(whole / steps)
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        """Operations a second of a device, and their part of what it can do at best."""
+        if not self.operations:
+            return {}
+        rate = self.operations / seconds
+        return {"flops_per_second": rate} | (
+            {"peak_fraction": rate / self.peak} if self.peak else {}
+        )
+
+    def verdict(self) -> dict[str, str]:
+        """Say where the time of all steps went; gives the part that took most, if there are any."""
+        if not self.steps:
+            return {}
+        seconds = {part: self.total[part] / self.steps for part in PARTS}
+        whole, most = sum(seconds.values()), max(PARTS, key=lambda part: seconds[part])
+        rates = self._rates(whole)
+        shares = ", ".join(f"{part} {value / whole:.0%}" for part, value in seconds.items())
+        made = f"; {rates['flops_per_second'] / 1e12:.3g} TFLOP/s a device" if rates else ""
+        made += f", {rates['peak_fraction']:.0%} of its peak" if "peak_fraction" in rates else ""
+        if jax.process_index() == 0:
+            told = "A step took %.3g s: %s%s. Bottleneck: %s (%s)"
+            LOGGER.info(told, whole, shares, made, most, ADVICE[most])
+        return {"bottleneck": most}
+
+
+class Trace:
+    """A trace of some steps, from the second on, which xprof and TensorBoard open.
+
+    Args:
+        folder: gets `plugins/profile/`.
+        steps: how many; 0: none, and nothing is written.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.left, self.running, self.first = folder, steps, False, True
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """The block reads, places and dispatches a step."""
+        if self.left and not self.first and not self.running:
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        self.first = False  # it compiles
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def ends(self, results: object) -> bool:
+        """End it where its steps are done, which waits for these results; whether it did."""
+        if not self.running:
+            return False
+        self.left -= 1
+        if not self.left:
+            jax.block_until_ready(results)
+            self._stop()
+        return not self.left
+
+    def _stop(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running = False
+            LOGGER.info("Traced steps: pip install xprof, then xprof --logdir=%s", self.folder)
