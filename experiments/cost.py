@@ -122,11 +122,14 @@ def products(function: Callable[..., Any], parameters: Any, *inputs: Any) -> lis
     ]
 
 
-def walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Run]:
+def walk(
+    jaxpr: core.Jaxpr, names: Mapping[core.Var, str], *, needed: bool = False
+) -> Iterator[Run]:
     """Find every equation but those that hold programs of their own; errors as of `products`.
 
     Args:
         names: of kernels.
+        needed: leave out what no result needs, as XLA does.
     """
     names = dict(names)
 
@@ -134,7 +137,7 @@ def walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Run]:
         return "" if isinstance(variable, core.Literal) else names.get(variable, "")
 
     platforms = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "platform_index"}
-    for equation in _needed(jaxpr):
+    for equation in _needed(jaxpr) if needed else jaxpr.eqns:
         primitive, operands = equation.primitive.name, equation.invars
         if primitive in ("convert_element_type", "reshape"):
             # a kernel in bf16, or with its axes put together, is still that kernel
@@ -149,7 +152,7 @@ def walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Run]:
             # jit, checkpoint, custom derivatives and scan: operands in the order of inner variables
             same = len(inner.invars) == len(operands)
             known = dict(zip(inner.invars, map(name, operands), strict=True)) if same else {}
-            found = list(walk(inner, known))
+            found = list(walk(inner, known, needed=needed))
             lost = [run for run in found if run.equation.primitive.name in PRODUCTS]
             if lost and primitive in ("while", "cond") and not chosen:
                 raise ValueError(f"{len(lost)} products within `{primitive}`: runs unknown")
@@ -158,7 +161,7 @@ def walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Run]:
 
 
 def _needed(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    """Equations without those that XLA drops: nothing needs the gradients of frozen weights."""
+    """Equations that results need: the gradients of frozen weights are not among them."""
     used, found = {x for x in jaxpr.outvars if isinstance(x, core.Var)}, []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or not used.isdisjoint(equation.outvars):

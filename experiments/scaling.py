@@ -1,6 +1,7 @@
 r"""What the runs of the paper's table cost on devices that have a data sheet: scaling.json, .md.
 
-    python -m experiments.scaling                                   # 10 minutes, two CPU cores
+    python -m experiments.scaling                                   # 15 minutes, two busy CPU cores
+    python -m experiments.scaling --check                           # two; that of this machine only
     python -m experiments.scaling --only=coco_stuff --device="NVIDIA H100 80GB HBM3" --devices=8 \
         --price=3.0                                                 # nothing is written
 
@@ -17,8 +18,9 @@ trained. The time of a step is a roofline, so a bound from below, made with thes
 
 Input is what one CPU core reads and prepares (benchmark_input.json): a device needs as many cores
 as keep it fed. Memory is XLA's plan for a CPU; sharding.json has the plan for a TPU, which is more.
-The roofline is checked on the machine that the script runs on, with what its products, its caches
-and a chain of elements are measured to do, against its measured steps (benchmark_model.json).
+The roofline is checked on the machine of benchmark_model.json: at the rate that its products had in
+a forward pass of the tower, with caches and a chain of elements measured now, it must foretell the
+steps that were measured there.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.extend import core
 
 from configs import coco_stuff, pascal_context, voc12
@@ -40,6 +43,7 @@ from experiments import cost
 from experiments.grid import table
 from experiments.sharding import arguments
 from otseg_jax import build, devices, sharding
+from otseg_jax.models.clip import VisionTower
 from otseg_jax.settings import Settings
 from otseg_jax.training import memory
 
@@ -57,6 +61,11 @@ FREE = {
     *("squeeze", "stop_gradient", "transpose", "optimization_barrier", "name"),
 }
 BATCH = 16  # images, of the published runs
+ABOUT = """\
+Batches of 16 images in bfloat16. GMAC, GB moved: multiply-adds and bytes of a step, for each of its
+images. GB held: on a device, whatever the batch, and for each image. By device: hours of the whole
+run at best, and in brackets the CPU cores that prepare enough images for one of them. The
+assumptions are in `scaling.py`; none of these devices was at hand."""
 SETUPS = (
     ("Tesla T4", 1),
     ("NVIDIA L4", 1),
@@ -120,7 +129,7 @@ def work(options: Settings) -> Work:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, given = arguments(options, mesh)
     products, elements = Counter[tuple[str, int, int]](), 0
-    for equation, times, _ in cost.walk(step.trace(*given).jaxpr.jaxpr, {}):
+    for equation, times, _ in cost.walk(step.trace(*given).jaxpr.jaxpr, {}, needed=True):
         if equation.primitive.name in cost.PRODUCTS:
             arrays: list[Any] = [x.aval for x in (*equation.invars, *equation.outvars)]
             size = sum(x.size * x.dtype.itemsize for x in arrays)
@@ -158,8 +167,16 @@ def of_sheet(kind: str, reached: tuple[float, float]) -> Machine:
     return Machine(rates, reached[1] * peak.bandwidth, float("inf"))
 
 
-def of_this(rounds: int = 400) -> Machine:
-    """What this machine's products, caches and chains do at best."""
+def measured(**case: Any) -> float:
+    """Seconds that a case of benchmark_model.json took here, in float32 with one image."""
+    rows = json.loads((HERE / "benchmark_model.json").read_text())["rows"]
+    wanted = {**case, "batch": 1, "dtype": "float32"}
+    (found,) = [row["ours"] for row in rows if row["case"] == wanted]
+    return float(found["quartiles_s"][1])
+
+
+def of_this(rounds: int = 200) -> Machine:
+    """What this machine's products do in a forward pass of the tower, and its chains at best."""
 
     def best(function: Callable[..., Any], *given: jax.Array) -> float:
         compiled, found = jax.jit(function), float("inf")
@@ -169,10 +186,10 @@ def of_this(rounds: int = 400) -> Machine:
             found = min(found, time.perf_counter() - start)
         return found
 
-    tokens, width, hidden = 1035, 768, 3072  # of VOC's photos in ViT-B/16
-    x, kernel = jnp.ones((tokens, width)), jnp.ones((width, hidden))
-    matmul = best(lambda x, kernel: jnp.matmul(x, kernel, precision="highest"), x, kernel)
-    rate = tokens * width * hidden / matmul
+    tower, state = nnx.split(nnx.eval_shape(lambda: VisionTower(cost.VIT_B16, rngs=nnx.Rngs(0))))
+    image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+    counted = cost.products(lambda state, x: nnx.merge(tower, state).encode(x), state, image)
+    rate = sum(one.multiply_adds for one in counted) / measured(sizes="tower", work="forward")
     few = jnp.ones((8, 2**18))  # 8 MB: between caches and memory, as the arrays of a step
     copied = best(lambda x: x + 1.0, few)
 
@@ -220,15 +237,11 @@ def predicted(row: Mapping[str, Any], done: Work, setup: Setup) -> dict[str, Any
 def checked() -> dict[str, Any]:
     """The roofline of this machine against the steps that were measured on it."""
     machine, rows = of_this(), []
-    measured = json.loads((HERE / "benchmark_model.json").read_text())
     for sizes, dataset in (("VOC", "voc12"), ("COCO", "coco_stuff")):
-        case = {"sizes": sizes, "work": "step", "batch": 1, "dtype": "float32"}
-        (found,) = [row["ours"] for row in measured["rows"] if row["case"] == case]
-        took = found["quartiles_s"][1]
+        took = measured(sizes=sizes, work="step")
         step = seconds(work(settings(dataset, "supervised", "OTSeg", "float32")), machine, 1)
-        rows.append(
-            {"dataset": dataset, "measured": took, "predicted": step, "error": step / took - 1}
-        )
+        told = {"dataset": dataset, "measured": took, "predicted": step}
+        rows.append({**told, "error": step / took - 1})
     return {"machine": cost.machine(), **machine._asdict(), "steps": rows}
 
 
@@ -264,50 +277,54 @@ def main() -> None:
     parser.add_argument("--device", default="", choices=["", *devices.PEAKS], help="one kind only")
     parser.add_argument("--devices", type=int, default=1, choices=(1, 2, 4, 8, 16), help="of it")
     parser.add_argument("--price", type=float, default=0.0, help="of a device, an hour")
+    parser.add_argument("--check", action="store_true", help="measure and check this machine anew")
     parser.add_argument("--reached", type=float, nargs=2, default=(0.5, 0.8), help="of both peaks")
     asked = parser.parse_args()
     named = ((asked.device, asked.devices),) if asked.device else SETUPS
     setups = [Setup(*one, asked.price, tuple(asked.reached)) for one in named]
-    found = rows(asked.only)
-    record = {
-        "jax": jax.__version__,
-        "reached": asked.reached,
-        "images_per_core": images_per_core(),
-        "rows": [
-            {**row, "runs": [predicted(row, done, setup) for setup in setups]}
-            for row, done in found
-        ],
-    }
+    if asked.check:
+        record = json.loads(RESULT.read_text())
+    else:
+        record = {
+            "jax": jax.__version__,
+            "reached": asked.reached,
+            "images_per_core": images_per_core(),
+            "rows": [
+                {**row, "runs": [predicted(row, done, setup) for setup in setups]}
+                for row, done in rows(asked.only)
+            ],
+        }
     told = report(record)
-    if not (asked.only or asked.device):
+    if asked.check or not (asked.only or asked.device):
         record["check"] = checked()
         told += "\n" + report_check(record["check"])
         RESULT.write_text(json.dumps(record, indent=1) + "\n")
-        RESULT.with_suffix(".md").write_text(told)
+        RESULT.with_suffix(".md").write_text(f"# What the table's runs take\n\n{told}")
     print(told)
 
 
 def report(record: Mapping[str, Any]) -> str:
     """A table of the runs: hours on several devices, or all that is known of one."""
     names = ("dataset", "method", "regime")
-    cells, headers = [], [*names, "steps", "GMAC an image", "GB an image"]
+    cells, headers = [], [*names, "steps", "GMAC", "GB moved", "GB held"]
     single = len(record["rows"][0]["runs"]) == 1
     for row in record["rows"]:
         size = [f"{row['multiply_adds'] / 1e9:.0f}", f"{row['bytes'] / 1e9:.1f}"]
-        hours = [f"{run['hours']:.1f}" for run in row["runs"]]
-        cells.append([*(row[name] for name in names), str(row["steps"]), *size, *hours])
+        held, image = (f"{row['memory'][name] / 1e9:.2f}" for name in ("held", "image"))
+        hours = [f"{run['hours']:.2f} ({run['cores']:.1f})" for run in row["runs"]]
+        known = [*(row[name] for name in names), str(row["steps"]), *size]
+        cells.append([*known, f"{held} + {image}", *hours])
         if single:
             (run,) = row["runs"]
             cells[-1] += [
                 f"{1e3 * run['step_seconds']:.0f}",
                 f"{run['peak_fraction']:.0%}",
-                f"{run['cores']:.1f}",
                 f"{run['gigabytes']:.1f}" + ("" if run["fits"] else " (!)"),
                 f"{run['cost']:.2f}",
             ]
-    headers += [f"hours, {run['devices']} × {run['device']}" for run in record["rows"][0]["runs"]]
-    headers += [*("step, ms", "of peak", "cores a device", "GB a device", "cost")] if single else []
-    return table(cells, *headers) + "\n"
+    headers += [f"{run['devices']} × {run['device']}" for run in record["rows"][0]["runs"]]
+    headers += ["step, ms", "of peak", "GB a device", "cost"] if single else []
+    return f"{ABOUT}\n\n{table(cells, *headers)}\n"
 
 
 def report_check(check: Mapping[str, Any]) -> str:
@@ -322,7 +339,8 @@ def report_check(check: Mapping[str, Any]) -> str:
         for row in check["steps"]
     ]
     told = table(cells, "step of one image", "roofline, s", "measured, s", "difference")
-    return f"{check['machine']['cpu']}, {check['machine']['cores']} cores:\n\n{told}\n"
+    where = f"{check['machine']['cpu']}, {check['machine']['cores']} cores"
+    return f"The same roofline of {where}, at the rate of its forward pass:\n\n{told}\n"
 
 
 if __name__ == "__main__":
