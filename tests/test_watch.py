@@ -58,7 +58,8 @@ def test_the_slow_part_is_named_and_the_parts_are_the_whole(step, slow, caplog):
     assert parts[slow] > spent.get(slow, 0.0)
     assert figures["images_per_second"] * figures["step_seconds"] == pytest.approx(4)
     caplog.set_level(logging.INFO)
-    assert seen.verdict() == {"bottleneck": slow}
+    assert seen.bottleneck() == {"bottleneck": slow}
+    seen.tell()
     assert f"Bottleneck: {slow} ({watch.ADVICE[slow]})" in caplog.text
     assert seen.figures() == {}  # no step since
     assert figures.keys() | {"bottleneck", "peak_fraction"} == {*watch.FIGURES}
@@ -78,7 +79,7 @@ def test_operations_are_those_of_the_products_and_the_peak_is_the_devices(
     seen, figures = run(step)
     assert figures["peak_fraction"] == pytest.approx(figures["flops_per_second"] / best)
     caplog.set_level(logging.INFO)
-    seen.verdict()
+    seen.tell()
     assert f"{figures['peak_fraction']:.0%} of its peak" in caplog.text
 
 

@@ -168,6 +168,7 @@ class _Run:
                     progress.set_postfix(self._tell(scalars))
                 if self._save_and_validate(self.stop.reached()):
                     watch.restart()
+        watch.tell()
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -297,7 +298,7 @@ class _Run:
         numbers = {name: float(value) for name, value in scalars.items()}
         rate, measured = float(self.schedule(self.done - 1)), self.watch.figures()
         if self.done == self.options.train.steps:
-            measured |= self.watch.verdict()
+            measured |= self.watch.bottleneck()
         self.log.write(self.done, {**numbers, "learning_rate": rate, **measured})
         shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
         speed = measured.get("images_per_second")

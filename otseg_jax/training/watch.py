@@ -94,20 +94,21 @@ class Watch:
             {"peak_fraction": rate / self.peak} if self.peak else {}
         )
 
-    def verdict(self) -> dict[str, str]:
-        """Say where the time of all steps went; gives the part that took most, if there are any."""
-        if not self.steps:
-            return {}
-        seconds = {part: self.total[part] / self.steps for part in PARTS}
-        whole, most = sum(seconds.values()), max(PARTS, key=lambda part: seconds[part])
-        rates = self._rates(whole)
-        shares = ", ".join(f"{part} {value / whole:.0%}" for part, value in seconds.items())
+    def bottleneck(self) -> dict[str, str]:
+        """The part that took most of all steps; nothing if there were none."""
+        return {"bottleneck": max(PARTS, key=self.total.__getitem__)} if self.steps else {}
+
+    def tell(self) -> None:
+        """Say where the time of all steps went."""
+        if not self.steps or jax.process_index():
+            return
+        most, whole = self.bottleneck()["bottleneck"], sum(self.total.values())
+        shares = ", ".join(f"{part} {self.total[part] / whole:.0%}" for part in PARTS)
+        rates = self._rates(whole / self.steps)
         made = f"; {rates['flops_per_second'] / 1e12:.3g} TFLOP/s a device" if rates else ""
         made += f", {rates['peak_fraction']:.0%} of its peak" if "peak_fraction" in rates else ""
-        if jax.process_index() == 0:
-            told = "A step took %.3g s: %s%s. Bottleneck: %s (%s)"
-            LOGGER.info(told, whole, shares, made, most, ADVICE[most])
-        return {"bottleneck": most}
+        told = "A step took %.3g s: %s%s. Bottleneck: %s (%s)"
+        LOGGER.info(told, whole / self.steps, shares, made, most, ADVICE[most])
 
 
 class Trace:
