@@ -58,7 +58,7 @@ def test_the_slow_part_is_named_and_the_parts_are_the_whole(step, slow, caplog):
     assert parts[slow] > spent.get(slow, 0.0)
     assert figures["images_per_second"] * figures["step_seconds"] == pytest.approx(4)
     caplog.set_level(logging.INFO)
-    assert seen.bottleneck() == {"bottleneck": slow}
+    assert seen.bottleneck == slow
     seen.tell()
     assert f"Bottleneck: {slow} ({watch.ADVICE[slow]})" in caplog.text
     assert seen.figures() == {}  # no step since

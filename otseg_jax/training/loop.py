@@ -132,10 +132,8 @@ class _Run:
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
-        frozen, text = self.experiment.frozen, self.experiment.text
-        start, silent = self.done, jax.process_index() != 0
+        start, silent, watch = self.done, jax.process_index() != 0, self.watch
         progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
-        watch = self.watch
         with progress, Trace(self.workdir / "profile", self.options.profile) as trace:
             # stopped or killed after it was saved and before it was evaluated; a run that is
             # complete shows its table again
@@ -148,18 +146,16 @@ class _Run:
                     batch = pipeline.put(images, by_image)
                     with watch.waiting("device"):  # it worked while this batch was read
                         self._check_finite()
+                    given = self.experiment.frozen, self.experiment.text, batch, np.int32(done - 1)
                     if done == start + 1:
-                        given = (self.state, frozen, text, batch, np.int32(0))
-                        watch.compiled(compiled := step.lower(*given).compile())
+                        watch.compiled(compiled := step.lower(self.state, *given).compile())
                         memory.check(compiled, train, self.experiment.mesh)
                     with watch.dispatching():
-                        number = np.int32(done - 1)
-                        self.state, scalars = step(self.state, frozen, text, batch, number)
+                        self.state, scalars = step(self.state, *given)
                 self.done, self.last = done, (scalars["loss"], batch)
                 progress.update()
-                if done == start + 1:
-                    jax.block_until_ready(scalars)  # it compiled
-                if trace.ends(scalars) or done == start + 1:
+                if trace.ends(scalars) or done == start + 1:  # the first compiles
+                    jax.block_until_ready(scalars)
                     watch.restart()
                 if done % train.log_every == 0 or done == train.steps:
                     with watch.waiting("device"):
@@ -296,9 +292,8 @@ class _Run:
     def _tell(self, scalars: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
         numbers = {name: float(value) for name, value in scalars.items()}
-        rate, measured = float(self.schedule(self.done - 1)), self.watch.figures()
-        if self.done == self.options.train.steps:
-            measured |= self.watch.bottleneck()
+        rate = float(self.schedule(self.done - 1))
+        measured = self.watch.figures(last=self.done == self.options.train.steps)
         self.log.write(self.done, {**numbers, "learning_rate": rate, **measured})
         shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
         speed = measured.get("images_per_second")

@@ -1,8 +1,7 @@
 """Where the time of training steps goes, what the device makes of it, and a trace to look into.
 
-Steps are dispatched ahead of the device, which nobody waits for but where figures are read, every
-`log_every` steps. What the host then waits is the device's; so is what a dispatch takes beyond the
-shortest one, as the queue of the device is full.
+Nothing is waited for in order to measure. What the host waits for a step that is not done is the
+device's time; so is what a dispatch takes beyond the shortest one, as the device's queue is full.
 """
 
 import contextlib
@@ -71,8 +70,11 @@ class Watch:
         yield
         self.dispatches.append(time.perf_counter() - start)
 
-    def figures(self) -> dict[str, Any]:
-        """Means of the steps since the last time, which begin anew; nothing if there were none."""
+    def figures(self, *, last: bool = False) -> dict[str, Any]:
+        """Means of the steps since the last time, which begin anew; nothing if there were none.
+
+        The last ones have the bottleneck of all steps beside them.
+        """
         steps, whole = len(self.dispatches), time.perf_counter() - self.began
         if not steps:
             return {}
@@ -80,10 +82,11 @@ class Watch:
         self.spent["host"] = whole - self.spent["data"] - self.spent["device"]
         self.steps += steps
         self.total = {part: self.total[part] + self.spent[part] for part in PARTS}
-        parts = {f"{part}_seconds": self.spent[part] / steps for part in PARTS}
+        found: dict[str, Any] = {f"{part}_seconds": self.spent[part] / steps for part in PARTS}
         self.restart()
-        speed = {"images_per_second": self.images * steps / whole, "step_seconds": whole / steps}
-        return speed | parts | self._rates(whole / steps)
+        found |= {"images_per_second": self.images * steps / whole, "step_seconds": whole / steps}
+        found |= self._rates(whole / steps)
+        return found | ({"bottleneck": self.bottleneck} if last else {})
 
     def _rates(self, seconds: float) -> dict[str, float]:
         """Operations a second of a device, and their part of what it can do at best."""
@@ -94,15 +97,16 @@ class Watch:
             {"peak_fraction": rate / self.peak} if self.peak else {}
         )
 
-    def bottleneck(self) -> dict[str, str]:
-        """The part that took most of all steps; nothing if there were none."""
-        return {"bottleneck": max(PARTS, key=self.total.__getitem__)} if self.steps else {}
+    @property
+    def bottleneck(self) -> str:
+        """The part that took most of all steps."""
+        return max(PARTS, key=self.total.__getitem__)
 
     def tell(self) -> None:
         """Say where the time of all steps went."""
         if not self.steps or jax.process_index():
             return
-        most, whole = self.bottleneck()["bottleneck"], sum(self.total.values())
+        whole, most = sum(self.total.values()), self.bottleneck
         shares = ", ".join(f"{part} {self.total[part] / whole:.0%}" for part in PARTS)
         rates = self._rates(whole / self.steps)
         made = f"; {rates['flops_per_second'] / 1e12:.3g} TFLOP/s a device" if rates else ""
