@@ -41,6 +41,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             # what else a training is logged to, beside `metrics.jsonl`: tensorboard | wandb |
             # tensorboard,wandb; "": nothing (any value, same result)
             "log": "",
+            # steps after the first that are traced into `profile/` of the workdir, for xprof and
+            # TensorBoard; 0: none (any value, same result)
+            "profile": 0,
             "init_from": "",  # workdir or model directory whose trained weights to start from
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {

@@ -18,7 +18,7 @@ PACKAGE, EXPERIMENTS = ROOT / "otseg_jax", ROOT / "experiments"
 PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    *(f"experiments/{name}.md" for name in ("README", "table1", "ablations")),
+    *(f"experiments/{name}.md" for name in ("README", "table1", "ablations", "scaling")),
 )
 NOTEBOOKS = sorted(EXPERIMENTS.glob("*.ipynb"))
 WINGS = sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py"))

@@ -53,6 +53,9 @@ CLASSES, PROMPT_TOKENS = 20, 10
 MODELS = {"OTSeg": ("mpsa", 6), "ZegCLIP": ("cross_attention", 1)}  # decoder, prompts a class
 
 
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
 class Product(NamedTuple):
     """Multiply-adds of one matrix product or convolution, repetitions in a loop included."""
 
@@ -85,6 +88,14 @@ PARTS = (
 )
 
 
+class Run(NamedTuple):
+    """An equation of a program, and how often it runs."""
+
+    equation: core.JaxprEqn
+    times: int
+    kernel: str  # as of `Product`
+
+
 def products(function: Callable[..., Any], parameters: Any, *inputs: Any) -> list[Product]:
     """Find every matrix product and convolution of a function by tracing it, computing nothing.
 
@@ -104,36 +115,59 @@ def products(function: Callable[..., Any], parameters: Any, *inputs: Any) -> lis
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     # Leaves of the first argument come first; what is left over are inputs, which have no name.
     named = dict(zip(jaxpr.invars, names, strict=False))
-    return list(_walk(jaxpr, named))
+    return [
+        Product(run.kernel, run.times * multiply_adds(run.equation))
+        for run in walk(jaxpr, named)
+        if run.equation.primitive.name in PRODUCTS
+    ]
 
 
-def _walk(jaxpr: core.Jaxpr, names: Mapping[core.Var, str]) -> Iterator[Product]:
+def walk(
+    jaxpr: core.Jaxpr, names: Mapping[core.Var, str], *, needed: bool = False
+) -> Iterator[Run]:
+    """Find every equation but those that hold programs of their own; errors as of `products`.
+
+    Args:
+        names: of kernels.
+        needed: leave out what no result needs, as XLA does.
+    """
     names = dict(names)
 
     def name(variable: core.Var | core.Literal) -> str:
         return "" if isinstance(variable, core.Literal) else names.get(variable, "")
 
     platforms = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "platform_index"}
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr) if needed else jaxpr.eqns:
         primitive, operands = equation.primitive.name, equation.invars
-        if primitive in ("dot_general", "conv_general_dilated"):
-            kernel = next(filter(None, map(name, operands)), "")
-            yield Product(kernel, _multiply_adds(equation))
-        elif primitive in ("convert_element_type", "reshape"):
+        if primitive in ("convert_element_type", "reshape"):
             # a kernel in bf16, or with its axes put together, is still that kernel
             names[equation.outvars[0]] = name(operands[0])
         chosen = primitive == "cond" and operands[0] in platforms
         if chosen:
             operands = operands[1:]
-        for inner in _subprograms(equation, platform=chosen):
+        programs = list(_subprograms(equation, platform=chosen))
+        if primitive in PRODUCTS or not programs:
+            yield Run(equation, 1, next(filter(None, map(name, operands)), ""))
+        for inner in programs:
             # jit, checkpoint, custom derivatives and scan: operands in the order of inner variables
             same = len(inner.invars) == len(operands)
             known = dict(zip(inner.invars, map(name, operands), strict=True)) if same else {}
-            found = list(_walk(inner, known))
-            if found and primitive in ("while", "cond") and not chosen:
-                raise ValueError(f"{len(found)} products within `{primitive}`: runs unknown")
+            found = list(walk(inner, known, needed=needed))
+            lost = [run for run in found if run.equation.primitive.name in PRODUCTS]
+            if lost and primitive in ("while", "cond") and not chosen:
+                raise ValueError(f"{len(lost)} products within `{primitive}`: runs unknown")
             repeats = equation.params["length"] if primitive == "scan" else 1
-            yield from (Product(kernel, repeats * count) for kernel, count in found)
+            yield from (run._replace(times=repeats * run.times) for run in found)
+
+
+def _needed(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """Equations that results need: the gradients of frozen weights are not among them."""
+    used, found = {x for x in jaxpr.outvars if isinstance(x, core.Var)}, []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not used.isdisjoint(equation.outvars):
+            used |= {x for x in equation.invars if isinstance(x, core.Var)}
+            found.append(equation)
+    return found[::-1]
 
 
 def _subprograms(equation: core.JaxprEqn, *, platform: bool) -> Iterator[core.Jaxpr]:
@@ -147,7 +181,8 @@ def _subprograms(equation: core.JaxprEqn, *, platform: bool) -> Iterator[core.Ja
             yield value
 
 
-def _multiply_adds(equation: core.JaxprEqn) -> int:
+def multiply_adds(equation: core.JaxprEqn) -> int:
+    """Of one product or convolution."""
     arrays: list[Any] = [x.aval for x in (*equation.invars, *equation.outvars)]
     left, right, result = arrays
     if equation.primitive.name == "dot_general":

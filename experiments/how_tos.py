@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).with_suffix(".json")
-PAGES = ("photo", "data_set", "train", "evaluate", "weights", "memory", "colab")
+PAGES = ("photo", "data_set", "train", "evaluate", "weights", "memory", "pod", "colab")
 STOPPED = 124  # what `timeout` returns
 BLOCK = re.compile(r"^( *)```(\w+)(.*?)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 

@@ -47,7 +47,7 @@ class Experiment:
     mesh: Mesh
     graphdef: Any  # structure of the model, to be merged with `trainable` and `frozen`
     trainable: Any  # initial state of what learns, whole on every device
-    frozen: Any  # state of the CLIP tower, large leaves split over the mesh's `model` axis
+    frozen: Any  # state of the CLIP tower, its blocks split over the mesh's `model` axis
     text: Float[Array, "v n c"]  # of the words, unit length, whole on every device
     class_of: tuple[int, ...]  # of each word; ascending, and but for a CLIP alone 0, 1, 2, …
     patch_size: int  # side of the tower's, pixels
@@ -292,7 +292,7 @@ def build(
     graphdef, *states = nnx.split(nnx.eval_shape(make), TRAINABLE, ...)
     trainable, frozen = states
     whole = jax.tree.map(lambda _: sharding.replicated(mesh), trainable)
-    parts = jax.tree.map(lambda leaf: sharding.by_weight(mesh, leaf), frozen)
+    parts = sharding.of_tower(mesh, frozen, heads=loaded.vision_config.heads)
     # only what learns is drawn: XLA drops the random tower that nobody reads
     draw = jax.jit(lambda: nnx.split(make(), TRAINABLE, ...)[1], out_shardings=whole)
     leaves = names.under(f"{FROZEN}/", loaded.vision)

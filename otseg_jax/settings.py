@@ -190,6 +190,7 @@ class Settings:
     eval: Eval
     compile_cache: LocalPlace = ""  # runs of before have neither
     log: Literal["", "tensorboard", "wandb", "tensorboard,wandb", "wandb,tensorboard"] = ""
+    profile: Count = 0  # nor this
 
     def __post_init__(self) -> None:
         methods.check_use(
@@ -199,8 +200,7 @@ class Settings:
     @property
     def templates(self) -> tuple[str, ...]:
         """Those that describe a class: all of them, or ZegCLIP's one."""
-        prompts = self.text.templates or templates.IMAGENET
-        return prompts[:1] if self.model.one_prompt else prompts
+        return (self.text.templates or templates.IMAGENET)[: 1 if self.model.one_prompt else None]
 
     def check_devices(self, devices: int) -> None:
         """Refuse, with a ValueError, batches that so many devices cannot share equally."""

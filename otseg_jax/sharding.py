@@ -1,19 +1,22 @@
 """Where arrays live: one mesh of devices with the axes `data` and `model`.
 
 Batches are split over `data`. What is trained is small and lies whole on every device. The frozen
-tower is large and never updated: its big matrices can be split over `model`, and XLA gathers or
-multiplies them in place as it sees fit.
+tower is large and never updated: its blocks can be split over `model`, a share of the heads and of
+the hidden channels to each device, which then sum twice a block what leaves it (Megatron-LM,
+arXiv 1909.08053). XLA puts the sums in; `own_rows` keeps it from gathering images.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SPLIT_FROM = 2**16  # entries; a smaller weight costs less to keep everywhere than to gather
+# leaves of a block by what they are split along: what they make, or what they take
+MAKES = re.compile(r"blocks/\d+/(attention/(query|key|value)|mlp/up)/(kernel|bias)")
+TAKES = re.compile(r"blocks/\d+/(attention/out|mlp/down)/kernel")
 
 
 def make_mesh(
@@ -64,15 +67,46 @@ def by_image(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def by_weight(mesh: Mesh, leaf: Any) -> NamedSharding:
-    """Longest axis that `model` divides, for a large weight; small ones are kept whole.
+def of_tower(mesh: Mesh, frozen: Any, *, heads: int) -> Any:
+    """Of every weight of a tower, arrays or abstract: its blocks are split over `model`.
 
-    `leaf` may be abstract (`jax.ShapeDtypeStruct`).
+    Raises:
+        ValueError: devices that cannot share its heads equally.
     """
     parts = mesh.shape["model"]
-    axes = [i for i in np.argsort(leaf.shape)[::-1] if leaf.shape[i] % parts == 0]
-    if parts == 1 or leaf.size < SPLIT_FROM or not axes:
+    if heads % parts:
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise ValueError(
+            f"--config.mesh.model={parts} does not divide the tower's {heads} attention heads: "
+            f"choose one of {fitting}"
+        )
+
+    def of_weight(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, axis in ((MAKES, leaf.ndim - 1), (TAKES, 0)):
+            if parts > 1 and pattern.search(name) and leaf.shape[axis] % parts == 0:
+                return NamedSharding(mesh, P(*[None] * axis, "model"))
         return replicated(mesh)
-    spec: list[str | None] = [None] * leaf.ndim
-    spec[axes[0]] = "model"
-    return NamedSharding(mesh, P(*spec))
+
+    return jax.tree_util.tree_map_with_path(of_weight, frozen)
+
+
+def own_rows(function: Callable[..., Any], *arrays: jax.Array, heads: int | None = None) -> Any:
+    """function(*arrays), which has images along its arrays' first axis, of each device's own.
+
+    A loop over images, or one that waits for the last of them, would make XLA gather them. Outside
+    of `jax.set_mesh` and `use_abstract_mesh`, where nothing is split, it is the function itself.
+
+    Args:
+        heads: axis that is split over `model`, as no element needs another along it either.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    size = dict(mesh.shape) if not mesh.empty else {}
+    axes = {0: "data"} | ({} if heads is None else {heads: "model"})
+    axes = {i: name for i, name in axes.items() if size.get(name, 1) > 1}
+    if not axes or any(arrays[0].shape[i] % size[name] for i, name in axes.items()):
+        return function(*arrays)
+    spec = P(*(axes.get(i) for i in range(max(axes) + 1)))
+    return jax.shard_map(
+        function, in_specs=spec, out_specs=spec, axis_names={*axes.values()}, check_vma=False
+    )(*arrays)

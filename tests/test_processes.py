@@ -17,6 +17,7 @@ import pytest
 
 from otseg_jax.checkpoints import lock
 from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.training import watch
 
 TESTS = Path(__file__).parent
 # Each refusal is caught, so that one pair of processes, which takes seconds to start, shows all.
@@ -145,8 +146,7 @@ def end(started):
 def trained(workdir):
     """What a run logged of every step, and its `results.json`."""
     lines = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
-    for line in lines:
-        line.pop("images_per_second", None)
+    lines = [{n: x for n, x in line.items() if n not in watch.FIGURES} for line in lines]
     # of a step that was done twice, the last
     found = {(line["step"], "loss" in line): line for line in lines}
     return found, (workdir / "results.json").read_text()

@@ -18,6 +18,7 @@ import pytest
 from otseg_jax.checkpoints import lock
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
+from otseg_jax.training import watch
 from otseg_jax.weights import names
 
 # arrays are read without saying for which devices
@@ -63,9 +64,10 @@ def wait_for(condition, seconds=200):
 def last_lines(workdir):
     """Of each step its last line of losses, and its last line of an evaluation."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("images_per_second", None)
-    return {(line["step"], "loss" in line): line for line in lines}
+    return {
+        (line["step"], "loss" in line): {n: x for n, x in line.items() if n not in watch.FIGURES}
+        for line in lines
+    }
 
 
 def trained(workdir):

@@ -1,7 +1,6 @@
 """The training step: the same on one device and four, whole or in parts, and it learns."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
@@ -94,22 +93,3 @@ def test_one_batch_can_be_learned(decoder):
     # the batch is noise on a tower that never learned: its loss falls, its accuracy only wanders
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     assert all(0.0 <= line["decoder_accuracy"] <= 1.0 for line in history)
-
-
-def test_mesh_that_does_not_fit_names_the_fields():
-    with pytest.raises(ValueError, match=r"mesh\.data=3 × mesh\.model=1.*4 device"):
-        sharding.make_mesh(data=3)
-    with pytest.raises(ValueError, match=r"mesh\.model=3"):
-        sharding.make_mesh(model=3)
-
-
-def test_small_and_indivisible_weights_stay_whole():
-    mesh = sharding.make_mesh(model=4)
-    spec = {
-        shape: sharding.by_weight(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec
-        for shape in [(768, 3072), (3072, 768), (768,), (255, 257), (771, 3072)]
-    }
-    assert spec[768, 3072] == jax.P(None, "model")
-    assert spec[3072, 768] == jax.P("model", None)
-    assert spec[(768,)] == spec[255, 257] == jax.P()
-    assert spec[771, 3072] == jax.P(None, "model")

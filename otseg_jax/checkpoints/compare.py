@@ -15,6 +15,7 @@ LOGGER = logging.getLogger(__name__)
 FREE = (
     "compile_cache",
     "log",
+    "profile",
     "mesh.",
     "eval.",
     "clip.source",

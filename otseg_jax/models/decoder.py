@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from otseg_jax import sharding
 from otseg_jax.models.linear import Linear
 from otseg_jax.models.modules import Modules
 from otseg_jax.ot.sinkhorn import sinkhorn
@@ -122,7 +123,7 @@ class SinkhornAttention:
     def __call__(self, query: Queries, key: Pixels, value: Pixels, drop: Drop) -> Attended:
         """Attend by the plan between cosines."""
         similarity = cosine(query, key)
-        plan = self.transport(similarity)
+        plan = sharding.own_rows(self.transport, similarity)
         # The plan as it is: its columns sum to 1/n, and published weights expect that scale.
         return _einsum("bkmn,bmc->bknc", drop(plan), value), alignment(plan, similarity)
 

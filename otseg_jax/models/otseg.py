@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from pydantic import Field
 
+from otseg_jax import sharding
 from otseg_jax.fields import Few, Fraction, Switch, within
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.decoder import (
@@ -255,7 +256,7 @@ class OTSeg(nnx.Module):
         Next to it the cosines that it was solved for; `queries` are of `describe`.
         """
         similarity = cosine(queries, pixels)
-        return self.transport(similarity), similarity
+        return sharding.own_rows(self.transport, similarity), similarity
 
     def describe(
         self, global_embedding: Float[Array, "b c"], text: Float[Array, "k n c"]

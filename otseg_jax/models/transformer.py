@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from otseg_jax import sharding
 from otseg_jax.models.attention import Heads, attention
 from otseg_jax.models.linear import Linear
 from otseg_jax.models.recompute import recomputed
@@ -75,8 +76,8 @@ class Attention(nnx.Module):
         self.out = linear(std=std * (2 * config.layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        query, key, value = self.split(x)
-        return self.join(attention(query, key, value, causal=self.causal, dtype=self.dtype))
+        attend = partial(attention, causal=self.causal, dtype=self.dtype)
+        return self.join(sharding.own_rows(attend, *self.split(x), heads=2))
 
     def split(self, x: Float[Array, "b t d"]) -> tuple[Heads, Heads, Heads]:
         """Query, key and value of every head, the query not scaled."""

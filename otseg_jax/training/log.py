@@ -27,11 +27,11 @@ class Log:
     def __init__(self, workdir: Path, writers: Writers | None = None) -> None:
         self.path, self.writers = workdir / charts.LOG, writers or Writers()
 
-    def write(self, step: int, numbers: Mapping[str, float | None]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | str | None]) -> None:
         """Append a line, of a step."""
         self._append(step, numbers, "train/")
 
-    def _append(self, step: int, numbers: Mapping[str, float | None], group: str) -> None:
+    def _append(self, step: int, numbers: Mapping[str, float | str | None], group: str) -> None:
         if jax.process_index() == 0:
             with paths.writing(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ class Log:
                 cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
                 with self.path.open("a") as file:
                     file.write("\n" * cut + json.dumps({"step": step, **numbers}) + "\n")
-            told = {group + name: x for name, x in numbers.items() if x is not None}
+            told = {group + name: x for name, x in numbers.items() if isinstance(x, float)}
             self.writers.scalars(step, told)
 
     def write_results(self, step: int, results: Mapping[str, Any], *, main: str) -> None:

@@ -6,7 +6,6 @@ A run is determined by its settings: the batch and the random key of a step are 
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from otseg_jax.training import memory, metric_writers, optim, start
 from otseg_jax.training.log import Log
 from otseg_jax.training.metric_writers import Writers
 from otseg_jax.training.step import State, Step, make_train_step
+from otseg_jax.training.watch import Trace, Watch
 
 LOGGER = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.options, self.log = self.experiment.settings, Log(self.workdir, self.writers)
+        self.watch = Watch(self.options, self.experiment.mesh)
 
     def __call__(
         self, step: Step, state: State, start: int, batches: Iterator[dict[str, np.ndarray]]
@@ -131,37 +132,39 @@ class _Run:
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
-        frozen, text = self.experiment.frozen, self.experiment.text
-        start, silent = self.done, jax.process_index() != 0
+        start, silent, watch = self.done, jax.process_index() != 0, self.watch
         progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
-        with progress:
+        with progress, Trace(self.workdir / "profile", self.options.profile) as trace:
             # stopped or killed after it was saved and before it was evaluated; a run that is
             # complete shows its table again
             if start == train.steps or (start and not self.checkpoints.judged(start)):
                 self._evaluate()
-            # the first step compiles and is no part of the speed
-            began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
-                batch = pipeline.put(next(batches), by_image)
-                self._check_finite()  # the device worked on it while this batch was read
-                if done == start + 1:
-                    compiled = step.lower(self.state, frozen, text, batch, np.int32(0)).compile()
-                    memory.check(compiled, train, self.experiment.mesh)
-                self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
+                with trace.step(done):
+                    with watch.waiting("data"):
+                        images = next(batches)
+                    batch = pipeline.put(images, by_image)
+                    with watch.waiting("device"):  # it worked while this batch was read
+                        self._check_finite()
+                    given = self.experiment.frozen, self.experiment.text, batch, np.int32(done - 1)
+                    if done == start + 1:
+                        watch.compiled(compiled := step.lower(self.state, *given).compile())
+                        memory.check(compiled, train, self.experiment.mesh)
+                    with watch.dispatching():
+                        self.state, scalars = step(self.state, *given)
                 self.done, self.last = done, (scalars["loss"], batch)
                 progress.update()
-                if done == start + 1:
+                if trace.ends(scalars) or done == start + 1:  # the first compiles
                     jax.block_until_ready(scalars)
-                    began = time.perf_counter()
+                    watch.restart()
                 if done % train.log_every == 0 or done == train.steps:
-                    self._check_finite()
-                    scalars = jax.device_get(scalars)
-                    images = (done - timed_from) * train.batch_size
-                    speed = images / (time.perf_counter() - began) if images else None
-                    progress.set_postfix(self._tell(scalars, speed))
-                    began, timed_from = time.perf_counter(), done
+                    with watch.waiting("device"):
+                        self._check_finite()
+                        scalars = jax.device_get(scalars)
+                    progress.set_postfix(self._tell(scalars))
                 if self._save_and_validate(self.stop.reached()):
-                    began, timed_from = time.perf_counter(), done
+                    watch.restart()
+        watch.tell()
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -286,11 +289,12 @@ class _Run:
         kept = {name: value for name, value in main.items() if name != "iou"}
         return {**kept, "images": len(report.photos(len(self.validation), images))}
 
-    def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
+    def _tell(self, scalars: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
         numbers = {name: float(value) for name, value in scalars.items()}
         rate = float(self.schedule(self.done - 1))
-        measured = {} if speed is None else {"images_per_second": speed}
+        measured = self.watch.figures(last=self.done == self.options.train.steps)
         self.log.write(self.done, {**numbers, "learning_rate": rate, **measured})
         shown = {name: f"{value:.3g}" for name, value in numbers.items() if "accuracy" not in name}
+        speed = measured.get("images_per_second")
         return shown if speed is None else {**shown, "images/s": f"{speed:.3g}"}

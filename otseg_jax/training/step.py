@@ -62,11 +62,16 @@ def loss_sums(
     target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
 
     # A few classes at a time, forward and backward: all of them at the size of the image would take
-    # more memory than the rest of the step.
+    # more memory than the rest of the step. Image by image, or devices would wait for one another
+    # after every few classes.
     @jax.checkpoint
-    def of_class(inputs: tuple[Int[Array, ""], Float[Array, "b h w"]]) -> Scalars:
+    def of_class(inputs: tuple[Int[Array, ""], Float[Array, "b h w"]]) -> dict[str, Array]:
         k, z = inputs
-        return losses.segmentation(upsample(z[:, None], size), target - k, **weights)
+
+        def of_image(z: Float[Array, "k H W"], label: Int[Array, "H W"]) -> Scalars:
+            return losses.segmentation(z[None], label[None], **weights)
+
+        return jax.vmap(of_image)(upsample(z[:, None], size), target - k)
 
     terms, accuracies = {}, {}
     for name, z in maps.items():
@@ -113,7 +118,8 @@ def make_train_step(
 
     def part_sums(trainable, frozen, text, images, key):
         seen = pixels.normalised(images["image"], mean=mean, std=std)
-        maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.own_rows`
+            maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
         found = loss_sums(maps, images["label"], regime, mixture, **weights)
         return sum(found[0].values()), found
 

@@ -1,0 +1,181 @@
+"""Meshes, what is split over them, and what devices exchange in a compiled training step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from experiments import sharding as inspection
+from otseg_jax import sharding
+
+TESTS = Path(__file__).parent
+# One process has all the devices, and meshes of some of them.
+CODE = """
+import dataclasses, json, sys, jax, small
+from experiments import sharding as inspection
+from otseg_jax import sharding
+
+jax.config.update("jax_num_cpu_devices", 256)
+for fields, devices, model in json.loads(sys.argv[1]):
+    options = small.settings(**fields)
+    mesh = sharding.make_mesh(model=model, devices=jax.devices()[:devices])
+    train = dataclasses.replace(options.train, batch_size=2 * mesh.shape["data"])
+    print(json.dumps(inspection.inspect(dataclasses.replace(options, train=train), mesh)))
+"""
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_mesh_that_does_not_fit_names_the_fields():
+    with pytest.raises(ValueError, match=r"mesh\.data=3 × mesh\.model=1.*4 device"):
+        sharding.make_mesh(data=3)
+    with pytest.raises(ValueError, match=r"mesh\.model=3"):
+        sharding.make_mesh(model=3)
+
+
+def test_blocks_are_split_by_heads_and_hidden_channels_and_the_rest_is_whole():
+    block = {
+        "attention": {
+            "query": {"kernel": shape(8, 8), "bias": shape(8)},
+            "out": {"bias": shape(8)},
+        },
+        "mlp": {"up": {"kernel": shape(8, 32)}, "down": {"kernel": shape(32, 8)}},
+        "ln_1": {"scale": shape(8)},
+    }
+    tower = {"vision": {"blocks": {0: block}, "projection": {"kernel": shape(8, 8)}}}
+    found = sharding.of_tower(sharding.make_mesh(model=2), tower, heads=2)
+    split = {name: where.spec for name, where in nested(found).items() if where.spec != jax.P()}
+    assert split == {
+        "vision/blocks/0/attention/query/kernel": jax.P(None, "model"),
+        "vision/blocks/0/attention/query/bias": jax.P("model"),
+        "vision/blocks/0/mlp/up/kernel": jax.P(None, "model"),
+        "vision/blocks/0/mlp/down/kernel": jax.P("model"),
+    }
+    alone = sharding.of_tower(sharding.make_mesh(model=1), tower, heads=2)
+    assert all(where.spec == jax.P() for where in nested(alone).values())
+
+
+def nested(tree):
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in paths}
+
+
+def test_heads_that_devices_cannot_share_are_refused():
+    with pytest.raises(ValueError, match=r"mesh\.model=4 does not divide.* 2 .*one of 1, 2$"):
+        sharding.of_tower(sharding.make_mesh(model=4), {}, heads=2)
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_rows_are_worked_on_where_they_lie(model):
+    mesh, x = sharding.make_mesh(model=model), jnp.arange(4.0 * 3 * 2).reshape(4, 3, 2)
+
+    def cumulated(x):  # a loop over rows and over heads
+        assert x.shape == (model, 3, 2 // model)
+        return jnp.stack([jnp.cumsum(row, axis=0) for row in x])
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda x: sharding.own_rows(cumulated, x, heads=2))(x)
+    np.testing.assert_array_equal(found, np.cumsum(x, axis=1))
+
+
+def test_rows_that_devices_cannot_share_and_no_mesh_change_nothing():
+    assert sharding.own_rows(jnp.shape, jnp.zeros((3, 2))) == (3, 2)
+    with jax.set_mesh(sharding.make_mesh()):
+        assert sharding.own_rows(jnp.shape, jnp.zeros((3, 2))) == (3, 2)
+
+
+def test_devices_exchange_gradients_and_nothing_else():
+    """Along `data`; along `model`, what leaves a block's attention and its MLP."""
+    plain = {"model.decoder_layers": 1, "data.crop": 40}
+    cases = [
+        (plain, 8, 1),
+        (plain, 256, 1),
+        (plain | {"model.sinkhorn": "implicit"}, 32, 2),
+        (plain | {"regime": "transductive", "init_from": "-", "train.accumulate": 2}, 8, 2),
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # programs from there have no text
+    command = [sys.executable, "-c", CODE, json.dumps(cases)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert not ended.returncode, ended.stderr
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    for row, (fields, devices, model) in zip(rows, cases, strict=True):
+        assert row["mesh"] == {"data": devices // model, "model": model}
+        check_exchange(row, small.settings(**fields))
+    # what one device holds does not grow with their number
+    for name in ("held_bytes", "own_bytes", "collectives"):
+        assert rows[0][name] == rows[1][name]
+    split = split_entries(small.settings().clip.random.vision)
+    assert rows[0]["held_bytes"] - rows[2]["held_bytes"] == pytest.approx(2 * split, abs=64 * 32)
+
+
+def check_exchange(row, options):
+    vision, parts, model = (
+        options.clip.random.vision,
+        options.train.accumulate,
+        row["mesh"]["model"],
+    )
+    found = row["collectives"]
+    assert {one["kind"] for one in found} == {"all-reduce"}
+    assert {one["axes"] for one in found} == ({"data", "model"} if model > 1 else {"data"})
+    assert {one["looped"] for one in found} == {parts > 1}
+    gradients = [one for one in found if one["axes"] == "data"]
+    # What follows the last scores has no gradient: of the last layer two projections, MLP, norms.
+    # Prompts are the same for all images: their gradient may be summed before their projection.
+    c = options.clip.random.embed_dim
+    learning = row["trainable"] - (10 * c * c + 11 * c)
+    entries = sum(one["entries"] * one["times"] for one in gradients)
+    assert learning - vision.width * (vision.width + 1) <= entries <= learning + 16
+    assert sum(one["times"] for one in gradients) == 2
+    # images of a device and part × what the tower's stream is at once
+    stream = 2 // parts * (25 + 1 + options.model.prompt_tokens) * vision.width
+    sums = [one["entries"] * one["times"] / stream for one in found if one["axes"] == "model"]
+    # of a block, 2 forward, and backward those of query, key, value and the MLP
+    assert sum(sums) == (6 * vision.layers if model > 1 else 0)
+
+
+def split_entries(sizes):
+    kernels = 4 * sizes.width**2 + 2 * sizes.width * sizes.mlp_width
+    return sizes.layers * (kernels + 3 * sizes.width + sizes.mlp_width)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,2},{1,3}}", "data"),
+        ("{{0,1},{2,3}}", "model"),
+        ("[2,2]<=[4]", "model"),
+        ("[2,2]<=[2,2]T(1,0)", "data"),
+        ("[1,4]<=[4]", "data+model"),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=2] {'axis_0'}", "data"),
+        ("mesh['data'=2,'model'=2] {'model'}", "model"),
+        ("{}", "data+model"),
+        ("{{0,3},{1,2}}", "?"),
+    ],
+)
+def test_collectives_are_read_in_every_way_that_xla_writes_them(groups, axes):
+    program = f"""\
+%body (p: f32[2]) -> f32[2] {{
+  %a = (f32[2,3]{{1,0}}, /*index=1*/bf16[4]) all-reduce-start(%p), replica_groups={groups}, x=1
+}}
+
+%once (p: f32[2]) -> f32[2] {{
+  %b = f32[] all-gather(%p), replica_groups={groups}, x=1
+}}
+
+ENTRY %main (p: f32[2]) -> f32[2] {{
+  %w = f32[2] while(%p), condition=%c, body=%body
+  ROOT %v = f32[2] while(%w), condition=%c, body=%once, x={{"known_trip_count":{{"n":"1"}}}}
+}}
+"""
+    found = inspection.collectives(program, sharding.make_mesh(model=2))
+    assert found == [("all-reduce", axes, 10, 32, True), ("all-gather", axes, 1, 4, False)]
