@@ -22,9 +22,15 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # it is told, and the others run
 
-# modules that cannot be imported without torch or gradio have doctests
+# modules that cannot be imported without torch, Gradio, tensorboardX or wandb
+LACKING = (
+    "convert/references.py",
+    "demo",
+    "training/tensorboard_writer.py",
+    "training/wandb_writer.py",
+)
 NEEDING = {
-    "suite": ("--ignore=otseg_jax/convert/references.py", "--ignore=otseg_jax/demo"),
+    "suite": tuple(f"--ignore=otseg_jax/{name}" for name in LACKING),
     "test": (),
 }
 

@@ -135,7 +135,9 @@ def test_the_second_command_in_a_workdir_ends_at_once(whole, tmp_path):
     assert first.poll() is None, "the first was over before the second was refused"
     assert second.returncode == 1
     assert f"in use by process {first.pid} on " in said
-    assert len(said.splitlines()) == 1, said
+    # Grain has a line of its own with an old jaxlib
+    (told,) = [line for line in said.splitlines() if not line.startswith("WARNING:absl:Grain")]
+    assert told.startswith("error: ")
     ends_well(first)
     assert trained(tmp_path / "run") == trained(whole)
 
