@@ -22,7 +22,8 @@ from otseg_jax import paths, processes, settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
-from otseg_jax.data import classes, folders, inspect, regimes, shapes
+from otseg_jax.data import classes, inspect, regimes, shapes, splits
+from otseg_jax.data.splits import Split
 from otseg_jax.models.decoder import Transport
 from otseg_jax.models.methods import SegmentationModel
 from otseg_jax.models.otseg import FROZEN, TRAINABLE
@@ -33,8 +34,6 @@ from otseg_jax.weights.clip import Clip
 from otseg_jax.weights.towers import Stated
 
 LOGGER = logging.getLogger(__name__)
-
-Split = folders.Folder | shapes.Shapes
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _absolute(name: str) -> str:
 
 @processes.together
 def open_split(options: Settings, split: str) -> Split:
-    """Index one split, "train" or "val", of the data set; errors as of `folders.index`."""
+    """Open one split, "train" or "val", of the data set; errors as of `splits.open_split`."""
     data = options.data
     if data.dataset in shapes.WORDS:
         size, words = asdict(data.images)[split], data.dataset
@@ -94,7 +93,7 @@ def open_split(options: Settings, split: str) -> Split:
         raise ValueError(
             f"data set {data.dataset!r} needs --config.data.root=DIR, the folder it lies in"
         )
-    return folders.index(
+    return splits.open_split(
         data.dataset, data.root, split, augmented=data.augmented, raw_ids=data.raw_ids
     )
 

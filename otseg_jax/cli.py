@@ -21,6 +21,7 @@ COMMANDS = {
     "otseg_jax": "lists the commands",
     "otseg_jax.main": "trains and evaluates",
     "otseg_jax.compare": "says how two evaluations differ, and how sure that is",
+    "otseg_jax.prepare": "writes a data set as records, few large files",
     "otseg_jax.predict": "segments photos by words",
     "otseg_jax.convert": "reads and writes weights of other programs, and checks them",
     "otseg_jax.demo": "serves a page for photos and words",

@@ -45,11 +45,16 @@ def resolve(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(name)
 
 
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is an address in a bucket ("gs://…") rather than a place here."""
+    return re.match(rf"({'|'.join(BUCKETS)}):/", os.fspath(path)) is not None
+
+
 def local(path: str | os.PathLike[str]) -> Path:
     """As `resolve`, for what is read or written by libraries that know this machine alone."""
-    if re.match(rf"({'|'.join(BUCKETS)}):/", name := os.fspath(path)):
+    if in_bucket(path):
         raise ValueError(
-            f"{name} is a bucket, and no place for this: name one on this machine, and copy to or "
+            f"{path} is a bucket, and no place for this: name one on this machine, and copy to or "
             "from the bucket (gcloud storage cp -r, aws s3 cp --recursive)"
         )
     return Path(resolve(path))

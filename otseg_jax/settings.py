@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from flax import traverse_util
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from otseg_jax.data import regimes, templates
-from otseg_jax.data.classes import VOCABULARIES
+from otseg_jax.data import regimes, splits, templates
 from otseg_jax.fields import (
     Channels,
     CheckpointName,
@@ -42,8 +41,6 @@ from otseg_jax.fields import (
 )
 from otseg_jax.models import methods
 from otseg_jax.models.methods import MethodConfig
-
-DATASETS = (*VOCABULARIES, "folder")
 
 _ONLY_THESE = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))
 
@@ -117,7 +114,7 @@ class Images:
 class Data:
     """Which photos, and how they are prepared."""
 
-    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    dataset: Annotated[str, AfterValidator(splits.check_name)]
     root: LocalPlace
     augmented: Switch
     raw_ids: Switch

@@ -16,7 +16,7 @@ from otseg_jax.checkpoints import spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin
 from otseg_jax.convert.hints import Hints
-from otseg_jax.data import classes
+from otseg_jax.data import classes, records, splits
 from otseg_jax.models import methods
 from otseg_jax.models.clip import TextConfig, VisionConfig
 from otseg_jax.models.otseg import OTSegConfig
@@ -115,14 +115,17 @@ def vocabulary_of(options: Settings, listing: str = "") -> classes.Vocabulary:
         FileNotFoundError, ValueError: no such file, or a data set without known classes.
     """
     dataset, root = options.data.dataset, options.data.root
-    if not listing and dataset != "folder":
+    if not listing and dataset in classes.VOCABULARIES:
         return classes.VOCABULARIES[dataset]
     if not listing and not root:
         raise ValueError(
             f"data set {dataset!r} has no known classes: give --classes=FILE.csv (name,split), or "
             "--config.data.root=DIR, where classes.csv lies"
         )
-    return classes.read(paths.local(listing or Path(root) / "classes.csv"))
+    place = None if listing else splits.find(root, dataset)
+    if place and (about := records.read_about(place)):
+        return about.vocabulary
+    return classes.read(paths.local(listing or (place or Path(root)) / "classes.csv"))
 
 
 def _check_vocabulary(vocabulary: classes.Vocabulary, stored: files.Stored, where: str) -> None:

@@ -1,14 +1,15 @@
 """Decode one photo or one mask, refusing what would be misread."""
 
+import io
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from jaxtyping import Int16, UInt8, UInt16
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from otseg_jax.data.codings import IGNORE_8_BIT, MEANINGLESS, Coding
+from otseg_jax.data.file import File, Stored
 from otseg_jax.data.lists import some
 
 MAX_PIXELS = 80_000_000
@@ -28,7 +29,7 @@ ONE_CHANNEL = (
 )
 
 
-def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def photo(path: File) -> UInt8[np.ndarray, "h w 3"]:
     """Decode what Pillow reads to RGB, upright as its EXIF orientation says (as OpenCV does).
 
     Raises:
@@ -38,7 +39,7 @@ def photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     return _opened(path, lambda image: np.array(_upright(image)))
 
 
-def size(path: Path) -> tuple[int, int]:
+def size(path: File) -> tuple[int, int]:
     """Height and width of what `photo` returns, mostly from the header; errors as there."""
 
     def upright(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -107,7 +108,7 @@ def _mend(array: np.ndarray) -> str:
     return f"its values reach {high:g}; give them in 0..255 as np.uint8"
 
 
-def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
+def mask(path: File, coding: Coding) -> Int16[np.ndarray, "h w"]:
     """Decode a mask and turn its values into class ids and `IGNORE`.
 
     It is a PNG, TIFF or BMP with one channel: 16-bit grey, or, where the coding leaves 255 free,
@@ -133,7 +134,7 @@ def mask(path: Path, coding: Coding) -> Int16[np.ndarray, "h w"]:
     return ids
 
 
-def read_values(path: Path, coding: Coding) -> UInt16[np.ndarray, "h w"]:
+def read_values(path: File, coding: Coding) -> UInt16[np.ndarray, "h w"]:
     """Decode a mask to the values that a coding is about; errors as of `mask`."""
 
     def values(image: ImageFile.ImageFile) -> np.ndarray:
@@ -149,8 +150,23 @@ class MaskError(ValueError):
     """What is wrong with one mask; where one is wrong, others often are."""
 
 
+class Example(TypedDict):
+    """A photo in RGB, its class ids (or `IGNORE`), and its path in the split, without suffix."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    label: Int16[np.ndarray, "h w"]
+    name: str
+
+
+def example(photo_file: File, mask_file: File, coding: Coding, name: str) -> Example:
+    """Decode a photo and its mask; errors as of both, and a `MaskError` where sizes differ."""
+    image, label = photo(photo_file), mask(mask_file, coding)
+    check_sizes(mask_file, label.shape, photo_file, image.shape)
+    return {"image": image, "label": label, "name": name}
+
+
 def check_sizes(
-    mask: Path, mask_shape: tuple[int, ...], photo: Path, photo_shape: tuple[int, ...]
+    mask: File, mask_shape: tuple[int, ...], photo: File, photo_shape: tuple[int, ...]
 ) -> None:
     """Refuse, with a `MaskError`, a mask that is not of its photo's size, (height, width, …)."""
     if mask_shape[:2] != photo_shape[:2]:
@@ -246,9 +262,9 @@ def _about_colours(found: np.ndarray, known: np.ndarray, mode: str, coding: Codi
 Result = TypeVar("Result")
 
 
-def _opened(path: Path, read: Callable[[ImageFile.ImageFile], Result]) -> Result:
+def _opened(path: File, read: Callable[[ImageFile.ImageFile], Result]) -> Result:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.data) if isinstance(path, Stored) else path) as image:
             # Opening reads the header alone: this comes before any memory is taken.
             _check_size(image)
             return read(image)

@@ -10,14 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import SupportsIndex, TypedDict
-
-import numpy as np
-from jaxtyping import Int16, UInt8
+from typing import SupportsIndex
 
 from otseg_jax import paths
 from otseg_jax.data import classes, codings, decode, lists, pairs
 from otseg_jax.data.classes import VOCABULARIES, Vocabulary
+from otseg_jax.data.file import File
 from otseg_jax.data.lists import some
 from otseg_jax.data.pairs import Pair
 
@@ -44,14 +42,6 @@ NO_MASKS = (
 """The way of who only wants predictions."""
 
 
-class Example(TypedDict):
-    """A photo in RGB, its class ids (or `IGNORE`), and its path in the split, without suffix."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    label: Int16[np.ndarray, "h w"]
-    name: str
-
-
 @dataclass(frozen=True)
 class Folder:
     """An indexed split: `folder[i]` reads a photo, and the mask at the same place in `labels`."""
@@ -65,12 +55,16 @@ class Folder:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: SupportsIndex) -> Example:
-        image = decode.photo(self.images[i])
-        label = decode.mask(self.labels[i], self.coding)
-        decode.check_sizes(self.labels[i], label.shape, self.images[i], image.shape)
-        name = self.images[i].relative_to(self.home).with_suffix("").as_posix()
-        return {"image": image, "label": label, "name": name}
+    def __getitem__(self, i: SupportsIndex) -> decode.Example:
+        return decode.example(*self.files(i), self.coding, self.name(i))
+
+    def files(self, i: SupportsIndex) -> tuple[File, File]:
+        """A photo and its mask, as they are stored."""
+        return self.images[i], self.labels[i]
+
+    def name(self, i: SupportsIndex) -> str:
+        """The path of a photo in the split, without suffix."""
+        return self.images[i].relative_to(self.home).with_suffix("").as_posix()
 
 
 def index(
@@ -114,12 +108,17 @@ def index(
         wanted = ", ".join(find)
         raise ValueError(f"data set {dataset!r} does not lie in folders: wanted {wanted}")
     folder = find[dataset](root, split)
-    size, published = len(folder), PUBLISHED.get(dataset, {}).get(split)
-    # Without `augmented` the VOC split is smaller by intention.
-    if published and size != published and augmented:
+    if augmented:  # without, the VOC split is smaller by intention
+        tell_size(dataset, split, len(folder))
+    return folder
+
+
+def tell_size(dataset: str, split: str, size: int) -> None:
+    """Warn where a split has not as many images as the published one."""
+    published = PUBLISHED.get(dataset, {}).get(split)
+    if published and size != published:
         said = "%s %s: %d images, the published split has %d"
         LOGGER.warning(said, dataset, split, size, published)
-    return folder
 
 
 def _voc12(root: Path, split: str, augmented: bool, background: bool = False) -> Folder:

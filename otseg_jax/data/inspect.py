@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from otseg_jax.data import codings, decode
 from otseg_jax.data.classes import IGNORE, Vocabulary
-from otseg_jax.data.folders import Folder
 from otseg_jax.data.lists import some
 from otseg_jax.data.regimes import HIDDEN, Regime
 from otseg_jax.data.shapes import Shapes
+from otseg_jax.data.splits import Split
 
 Example = TypeVar("Example")
 
@@ -58,7 +58,7 @@ class Findings:
 
 
 def inspect(
-    split: Folder | Shapes, regime: Regime | None, *, sample: int = SAMPLE, threads: int = 1
+    split: Split, regime: Regime | None, *, sample: int = SAMPLE, threads: int = 1
 ) -> Findings:
     """Look at the masks of a split.
 
@@ -72,7 +72,7 @@ def inspect(
     if found is None or ((found.problems or found.wrong) and found.masks < found.total):
         found = _all(split, threads)  # whoever mends one wants to know of all
     found.problems = [some(found.problems, mark="; ")] if found.problems else []
-    if isinstance(split, Folder) and found.files:
+    if not isinstance(split, Shapes) and found.files:
         found.problems.append(_wrong(split.coding, found))
     if regime and not found.problems:
         _judge(found, split.vocabulary, regime)
@@ -81,9 +81,7 @@ def inspect(
     return found
 
 
-def tell_all(
-    examples: Iterator[Example], split: Folder | Shapes, *, threads: int
-) -> Iterator[Example]:
+def tell_all(examples: Iterator[Example], split: Split, *, threads: int) -> Iterator[Example]:
     """Examples of a split; at a mask that is wrong, all that are wrong are told of at once.
 
     Raises:
@@ -97,11 +95,11 @@ def tell_all(
         raise ValueError("; ".join(found.problems) or str(error)) from error
 
 
-def _nothing(split: Folder | Shapes) -> Findings:
+def _nothing(split: Split) -> Findings:
     return Findings(len(split), np.zeros(len(split.vocabulary), np.int64))
 
 
-def _sample(split: Folder | Shapes, regime: Regime | None, sample: int) -> Findings:
+def _sample(split: Split, regime: Regime | None, sample: int) -> Findings:
     found, every = _nothing(split), -(-len(split) // sample)
     for i in range(0, len(split), every):
         _add(found, _read(split, i))
@@ -113,7 +111,7 @@ def _sample(split: Folder | Shapes, regime: Regime | None, sample: int) -> Findi
     return found
 
 
-def _all(split: Folder | Shapes, threads: int) -> Findings:
+def _all(split: Split, threads: int) -> Findings:
     found = _nothing(split)
     with ThreadPoolExecutor(threads) as pool:
         masks = pool.map(partial(_read, split), range(len(split)))
@@ -133,15 +131,14 @@ class _Mask(NamedTuple):
     problem: str = ""
 
 
-def _read(split: Folder | Shapes, i: int) -> _Mask:
+def _read(split: Split, i: int) -> _Mask:
     classes = len(split.vocabulary)
     if isinstance(split, Shapes):
         ids = split[i]["label"]
         return _Mask(np.bincount(ids[ids >= 0], minlength=classes), int((ids == IGNORE).sum()))
-    table, file = split.coding.table, split.labels[i]
+    table, (photo, file) = split.coding.table, split.files(i)
     try:
         values = decode.read_values(file, split.coding)
-        photo = split.images[i]
         decode.check_sizes(file, values.shape, photo, decode.size(photo))
     except (ValueError, OSError) as error:
         return _Mask(np.zeros(classes, np.int64), file=str(file), problem=str(error))

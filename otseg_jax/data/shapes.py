@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 from otseg_jax.data.classes import IGNORE, VOCABULARIES, Vocabulary
-from otseg_jax.data.folders import Example
+from otseg_jax.data.decode import Example
 
 SPLITS = ("train", "val")
 WORDS = ("shapes", "shapes_synonyms", "shapes_colours")

@@ -37,7 +37,7 @@ def for_train(
 ) -> dict[str, np.ndarray]:
     """Resize by a random ratio, crop, flip, distort colours, pad.
 
-    "image" and "label" of a `folders.Example` become u8[crop, crop, 4] and i16[crop, crop].
+    "image" and "label" of a `decode.Example` become u8[crop, crop, 4] and i16[crop, crop].
 
     Args:
         scale: what a ratio of 1 fits the image into.

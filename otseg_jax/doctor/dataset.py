@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from otseg_jax.data import inspect, regimes
+from otseg_jax import cli
+from otseg_jax.data import inspect, regimes, splits
 from otseg_jax.data.folders import Folder
 from otseg_jax.doctor import layout, masks, photos, sheet
 from otseg_jax.doctor.findings import Finding
@@ -24,9 +25,16 @@ def look(
     """
     if contact_sheet:
         sheet.check_writable(contact_sheet)
-    splits, found = layout.open_splits(dataset, root)
     sample, threads = 0 if every else inspect.SAMPLE, os.cpu_count() or 1
-    for name, split in splits.items():
+    if splits.find(root, dataset):
+        if contact_sheet:
+            raise ValueError(
+                f"{root} holds records, and --contact_sheet is of files: name the folder that they "
+                "were made of"
+            )
+        return _records(dataset, root, sample, threads)
+    opened, found = layout.open_splits(dataset, root)
+    for name, split in opened.items():
         size, unseen = len(split.vocabulary), split.vocabulary.unseen
         # every class is asked for its pixels, whatever regime is to come
         regime = regimes.resolve("supervised", num_classes=size, unseen=unseen)
@@ -40,11 +48,33 @@ def look(
             found += masks.absent(name, split, counted)
         found += photos.readable(name, split, sample, threads)
         found += photos.sizes(name, split, sample, threads)
-    if splits:
-        found += photos.doubled(splits)
+    if opened:
+        found += photos.doubled(opened)
     if contact_sheet:
-        found.append(sheet.write(contact_sheet, splits.values()))
+        found.append(sheet.write(contact_sheet, opened.values()))
     return _once(found)
+
+
+def _records(dataset: str, root: str | Path, sample: int, threads: int) -> list[Finding]:
+    """What labels in records teach; their files are looked at where they were made of them."""
+    found = []
+    for name in layout.SPLITS:
+        try:
+            split = splits.open_split(dataset, root, name)
+        except (ValueError, OSError) as error:
+            if not cli.is_ours(error):
+                raise
+            found.append(Finding("error", f"{name}: {error}"))
+            continue
+        size, unseen = len(split.vocabulary), split.vocabulary.unseen
+        regime = regimes.resolve("supervised", num_classes=size, unseen=unseen)
+        learnt = regime if name == "train" else None
+        counted = inspect.inspect(split, learnt, sample=sample, threads=threads)
+        what = f"{name}: {len(split):,} photos in records, {counted.masks:,} masks read"
+        found.append(Finding("ok", what))
+        found += [Finding("error", f"{name}: {problem}") for problem in counted.problems]
+        found += [Finding("warning", f"{name}: {doubt}") for doubt in counted.doubts]
+    return found
 
 
 def _parts(name: str, split: Folder) -> list[tuple[str, Folder]]:
