@@ -165,7 +165,7 @@ def open_records(place: Path, about: About, split: str, *, augmented: bool) -> R
     if split not in about.sizes or split not in built.info.splits:
         raise FileNotFoundError(
             f"{place} holds no split {split!r}, only {some([*about.sizes])}: python -m "
-            f"otseg_jax.prepare {dataset} --splits={','.join({*about.sizes, split})} adds it"
+            f"otseg_jax.prepare {dataset} --splits={','.join([*about.sizes, split])} adds it"
         )
     if split == "train" and dataset in ("voc12", "voc21") and about.augmented != augmented:
         raise ValueError(

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     if config is not None:
         sys.exit("error: --config is of a training: name a data set, such as voc12")
     if len(rest) != 1:
-        sys.exit(f"error: wanted one data set, got {rest or 'none'}; --help shows how")
+        sys.exit(f"error: wanted one data set, got {' '.join(rest) or 'none'}; --help shows how")
     cli.quiet_libraries()
 
     def work() -> None:

@@ -19,7 +19,8 @@ from otseg_jax.data.file import Stored
 from otseg_jax.data.folders import Folder
 from otseg_jax.data.lists import some
 from otseg_jax.data.records import About, Records
-from otseg_jax.prepare.shards import SIZE, Shard
+from otseg_jax.prepare import shards
+from otseg_jax.prepare.shards import Shard
 
 LOCK = ".lock"
 
@@ -97,7 +98,7 @@ def counts(found: Mapping[str, Split], known: Mapping[str, int]) -> dict[str, in
 
 def _count(split: Split) -> int:
     size = sum(_size(split, i) for i in range(len(split)))
-    return min(max(1, round(size / SIZE)), len(split))
+    return min(max(1, round(size / shards.SIZE)), len(split))
 
 
 def _size(split: Split, i: int) -> int:
