@@ -86,9 +86,12 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             "data": {
                 # voc12 | pascal_context | coco_stuff | ade20k | folder, and built in: shapes |
                 # shapes_synonyms | shapes_colours (the same pictures, its classes in other words);
-                # for evaluation: cityscapes, and with background voc21 | context60 | coco_object
+                # for evaluation: cityscapes, and with background voc21 | context60 | coco_object;
+                # tfds:NAME is one that TensorFlow Datasets wrote, with a photo and a mask
                 "dataset": "",
-                "root": "",  # folder of the data set (any value, same result)
+                # folder of the data set, or of its records, as python -m otseg_jax.prepare writes
+                # them (any value, same result)
+                "root": "",
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO: convert raw ids while reading
                 # of the built-in shapes: how many to draw

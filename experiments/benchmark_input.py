@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from configs import voc12
 from experiments.cost import machine
 from otseg_jax import build
 from otseg_jax.data import transforms
+from otseg_jax.data.splits import Split
+from otseg_jax.settings import Settings
 from otseg_jax.training import start
 
 RESULT = Path(__file__).with_suffix(".json")
@@ -52,29 +54,35 @@ def steps(folder: Any, data: Any, images: int) -> dict[str, float]:
     return {name: round(1e3 * float(np.median(found)), 3) for name, found in seconds.items()}
 
 
+def rates(options: Settings, split: Split, rounds: int) -> Iterator[float]:
+    """Images a second of each round of batches, after a first batch."""
+    batches = start.batches(options, split, 0)
+    next(batches)
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(ROUND):
+            next(batches)
+        yield ROUND * options.train.batch_size / (time.perf_counter() - began)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", required=True, help="folder of PASCAL VOC 2012")
+    parser.add_argument("--root", required=True, help="folder of PASCAL VOC 2012, or its records")
     parser.add_argument("--rounds", type=int, default=5, help=f"of {ROUND} batches")
     chosen = parser.parse_args()
     config = voc12.get_config("inductive")
     config.data.root, config.data.threads = chosen.root, os.cpu_count() or 1
     options = build.settings_of(config)
     folder = build.open_split(options, "train")
-    batches, rates = start.batches(options, folder, 0), []
-    next(batches)
-    for _ in tqdm(range(chosen.rounds), unit="round", leave=False):
-        began = time.perf_counter()
-        for _ in range(ROUND):
-            next(batches)
-        rates.append(ROUND * options.train.batch_size / (time.perf_counter() - began))
+    measured = rates(options, folder, chosen.rounds)
+    found = [*tqdm(measured, total=chosen.rounds, unit="round", leave=False)]
     record = {
         "machine": machine(),
         "threads": options.data.threads,
-        "images_per_second": [round(float(q), 1) for q in np.quantile(rates, [0.25, 0.5, 0.75])],
+        "images_per_second": [round(float(q), 1) for q in np.quantile(found, [0.25, 0.5, 0.75])],
         "milliseconds": steps(folder, options.data, 200),
     }
     print(json.dumps(record, indent=1))
