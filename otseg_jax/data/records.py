@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from etils import epath
+
 from otseg_jax.data import codings, decode, folders
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.file import File, Stored
@@ -196,7 +198,7 @@ def data_source(built: Any, split: str, keys: tuple[str, str, str]) -> Any:
     return built.as_data_source(split, decoders=raw)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | epath.Path) -> Any:
     """What a file says; a ValueError where that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

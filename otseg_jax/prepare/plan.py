@@ -53,7 +53,7 @@ def before(place: epath.Path, about: About) -> dict[str, int]:
         raise ValueError(f"{place} holds {some(there)}, and no records: choose another --output")
     if not there:
         return {}
-    told = records.read_json(Path(kept[0]))
+    told = records.read_json(kept[0])
     if kept[0].name == records.METADATA:
         told = {"about": told}
     try:
