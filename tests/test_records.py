@@ -15,6 +15,7 @@ from otseg_jax import build
 from otseg_jax.convert import published
 from otseg_jax.data import decode, folders, inspect, pipeline, regimes, splits
 from otseg_jax.data.file import Stored
+from otseg_jax.doctor import dataset
 from otseg_jax.prepare import prepare
 from otseg_jax.training import start
 
@@ -184,6 +185,20 @@ def test_a_damaged_photo_is_named(roots):
     spoilt = Stored(photo.name, photo.data[: len(photo.data) // 2])
     with pytest.raises(ValueError, match=r"1\.0\.0, val, .* \(photo\) cannot be used: .*truncated"):
         decode.example(spoilt, mask, source.coding, "a")
+
+
+def test_the_doctor_looks_at_records(roots, copied):
+    found = dataset.look("folder", roots[1], every=True)
+    assert [(finding.severity, finding.what) for finding in found] == [
+        ("ok", "train: 7 photos in records, 7 masks read"),
+        ("ok", "val: 3 photos in records, 3 masks read"),
+    ]
+    with pytest.raises(ValueError, match="--contact_sheet is of files: name the folder that they"):
+        dataset.look("folder", roots[1], every=True, contact_sheet=copied / "sheet.png")
+    _shard(copied).unlink()
+    found = dataset.look("folder", copied, every=True)
+    assert [finding.severity for finding in found] == ["ok", "error"]
+    assert "shards are missing or not whole" in found[1].what
 
 
 def _shard(folder):

@@ -1,12 +1,12 @@
 """What is to be written, whether it belongs to what is there, and whether there is room for it."""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from otseg_jax.prepare import shards
 from otseg_jax.prepare.shards import Shard
 
 LOCK = ".lock"
+PART = ".*.part"  # what `paths.atomic` writes to
 
 Split = Folder | Records
 
@@ -47,7 +48,9 @@ def before(place: epath.Path, about: About) -> dict[str, int]:
     Raises:
         ValueError: something else is there.
     """
-    there = sorted({path.name for path in place.iterdir()} - {LOCK}) if place.exists() else []
+    there = sorted(path.name for path in place.iterdir()) if place.exists() else []
+    # a lock, and what a writer was killed over
+    there = [name for name in there if name != LOCK and not fnmatch.fnmatch(name, PART)]
     kept = [file for name in (records.PLAN, records.METADATA) if (file := place / name).exists()]
     if there and not kept:
         raise ValueError(f"{place} holds {some(there)}, and no records: choose another --output")
@@ -134,7 +137,7 @@ def held(place: epath.Path) -> Iterator[None]:
     except filelock.Timeout:
         raise ValueError(f"{place} is being written by another process: wait for it") from None
     try:
-        for part in place.glob(".*.part"):
+        for part in place.glob(PART):
             part.unlink()
         yield
     finally:
@@ -142,9 +145,8 @@ def held(place: epath.Path) -> Iterator[None]:
         Path(place, LOCK).unlink(missing_ok=True)
 
 
-def write(place: epath.Path, about: About, counts: Mapping[str, int]) -> None:
-    """Note what is under way; until that is gone, the folder is not read."""
-    command = shlex.join(["python", "-m", "otseg_jax.prepare", *sys.argv[1:]])
+def write(place: epath.Path, about: About, counts: Mapping[str, int], command: str) -> None:
+    """Note what is under way, and by which command; until that is gone, the folder is not read."""
     plan = {"command": command, "about": about.to_json(), "shards": counts}
     with paths.writing(place), paths.atomic(place / records.PLAN) as part:
         part.write_text(json.dumps(plan, indent=1))

@@ -1,5 +1,6 @@
 """Write what is missing of the records of a data set, and compare all of them with its files."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -53,12 +54,18 @@ def prepare(
     missing = [shard for shard in whole if not shard.path.exists()]
     plan.check_space(place, missing)
     described = shards.features(about)
+    command = shlex.join(
+        ["python", "-m", "otseg_jax.prepare", dataset, f"--root={root}", f"--output={output}"]
+        + [f"--splits={','.join(found)}"]
+        + ["--noaugmented"] * (not augmented)
+        + ["--raw_ids"] * raw_ids
+    )
     with plan.held(place):
         if missing:
-            plan.write(place, about, counts)
+            plan.write(place, about, counts, command)
         _write(missing, described, threads)
         if wrong := _compare(whole, described, threads):
-            plan.write(place, about, counts)
+            plan.write(place, about, counts, command)
             raise ValueError(_removed(place, wrong))
         lengths = {
             n: [int(shard.path.stat().length) for shard in part] for n, part in parts.items()
