@@ -11,6 +11,7 @@ threads as there are cores, with everything in the cache of the system.
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,9 +108,11 @@ def main() -> None:
     chosen = parser.parse_args()
     root, output = chosen.place / "files", chosen.place / "records"
     draw_all(root, chosen.photos)
+    again = chosen.place / "killed"
+    for place in (output, again):
+        shutil.rmtree(place, ignore_errors=True)
     whole, _ = prepare(root, output)
     shards = len(list(output.glob("folder/1.0.0/folder-*")))
-    again = chosen.place / "killed"
     killed, _ = prepare(root, again, kill_after=shards // 2)
     kept = len(list(again.glob("folder/1.0.0/folder-*")))
     rest, said = prepare(root, again)

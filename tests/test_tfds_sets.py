@@ -122,7 +122,7 @@ def test_they_are_prepared_as_others_are(root, tmp_path):
     ("name", "line"),
     [
         ("dogs", r"holds pets, scenes, twice, no dogs: name the folder that TFDS prepared it in"),
-        ("twice", r"has the features image \(Image\), again .*: wanted one picture of three chann"),
+        ("twice", r"has the features again \(Image\), image .*: wanted one picture of three chann"),
     ],
 )
 def test_what_cannot_be_read_is_told(root, name, line):

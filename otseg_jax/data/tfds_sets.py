@@ -34,8 +34,8 @@ def open_records(place: Path, split: str) -> Records:
         raise FileNotFoundError(
             f"{place} holds the splits {some([*built.info.splits])}: wanted {some(named)}"
         )
-    kinds = {key: type(features[key]).__name__ for key in features}
-    pictures = [key for key in features if kinds[key] in ("Image", "LabeledImage")]
+    kinds = {key: type(features[key]).__name__ for key in sorted(features)}
+    pictures = [key for key in kinds if kinds[key] in ("Image", "LabeledImage")]
     photos = [key for key in pictures if features[key].shape[-1] == 3]
     masks = [key for key in pictures if features[key].shape[-1] == 1]
     if len(photos) != 1 or len(masks) != 1:
