@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import own_data
+import pytest
 
 from otseg_jax.checkpoints import lock
 
@@ -90,27 +92,28 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
 
 
 TRAIN = """
-import sys, small
-from otseg_jax import processes
+import sys, json, small
+from otseg_jax import cli, processes
 from otseg_jax.training import loop
 
-workdir, port, count, index = sys.argv[1], *map(int, sys.argv[2:])
+workdir, fields, port, count, index = *sys.argv[1:3], *map(int, sys.argv[3:])
 if count > 1:
     processes.start(f"localhost:{port}", count, index)
-loop.train(small.settings(**{"train.steps": 6, "train.eval_every": 3}), workdir)
+cli.run(lambda: loop.train(small.settings(**json.loads(fields)), workdir))
 """
+DEVICES = 4  # of all processes: the sum of the parts of a gradient has one order
+FIELDS = {"train.steps": 6, "train.eval_every": 3, "train.checkpoint_every": 2}
 
 
-def trained(workdir, count):
-    """What a run of several processes logs, and its `results.json`."""
+def start(workdir, count, **fields):
+    """The processes of a run on the loopback, each with its share of the devices."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    # two devices in all: the sum of two parts of a gradient has one order
-    devices = f"--xla_force_host_platform_device_count={2 // count}"
-    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
-    port = str(free_port())
-    started = [
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES // count}"
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    arguments = [str(workdir), json.dumps(FIELDS | fields), str(free_port()), str(count)]
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN, workdir, port, str(count), str(index)],
+            [sys.executable, "-c", TRAIN, *arguments, str(index)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -118,18 +121,75 @@ def trained(workdir, count):
         )
         for index in range(count)
     ]
-    told = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0] * count, told
+
+
+def end(started):
+    """What the processes said, on stderr."""
+    return [process.communicate(timeout=300)[1] for process in started]
+
+
+def trained(workdir):
+    """What a run logged of every step, and its `results.json`."""
     lines = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
-    return lines, (workdir / "results.json").read_text()
+    for line in lines:
+        line.pop("images_per_second", None)
+    # of a step that was done twice, the last
+    found = {(line["step"], "loss" in line): line for line in lines}
+    return found, (workdir / "results.json").read_text()
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    """With dropout: an image has the same place in the batch. What the tables hold is equal."""
-    (alone, table), (shared, same) = (trained(tmp_path / str(n), n) for n in (1, 2))
-    assert len(alone) == len(shared) == 8
-    for one, other in zip(alone, shared, strict=True):
-        assert one.keys() == other.keys()
-        for name in one.keys() - {"images_per_second"}:
-            np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=name)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process with all devices trains, with dropout."""
+    workdir = tmp_path_factory.mktemp("alone")
+    started = start(workdir, 1)
+    said = end(started)
+    assert started[0].returncode == 0, said
+    return trained(workdir)
+
+
+def assert_same(workdir, alone):
+    """Losses agree, and what the tables hold is equal."""
+    (expected, table), (found, same) = alone, trained(workdir)
+    assert len(expected) == 8
+    assert found.keys() == expected.keys()
+    for key, line in expected.items():
+        assert found[key].keys() == line.keys()
+        # a sum of four parts has another order over gloo than within a process, by which a pixel
+        # may change its class; after the last step none does
+        near = {"rtol": 1e-5} if "loss" in line or key[0] == 6 else {"atol": 0.05}
+        for name in line:
+            np.testing.assert_allclose(found[key][name], line[name], err_msg=name, **near)
     assert same == table
+
+
+def test_four_processes_train_as_one_does(alone, tmp_path):
+    """With dropout: an image has the same place in the batch."""
+    started = start(tmp_path, 4)
+    said = end(started)
+    assert [process.returncode for process in started] == [0] * 4, said
+    assert_same(tmp_path, alone)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+    """Four, killed behind one checkpoint; two, killed behind the next; one to the end."""
+    for count, step in ((4, 2), (2, 4)):
+        started = start(tmp_path, count)
+        wait_for(lambda step=step: (tmp_path / "checkpoints" / str(step)).is_dir(), started)
+        for process in started:
+            process.kill()
+        end(started)
+        assert not (tmp_path / "results.json").exists(), "the run was over: the test shows nothing"
+    started = start(tmp_path, 1)
+    said = end(started)
+    assert started[0].returncode == 0, said
+    assert_same(tmp_path, alone)
+
+
+def wait_for(condition, started, seconds=200):
+    """Until it holds; the processes must be alive meanwhile."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to that"
+        assert all(process.poll() is None for process in started), end(started)
+        time.sleep(0.02)
