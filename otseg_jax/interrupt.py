@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped: the same command begins again"
 
 Handler = Callable[[int, FrameType | None], None]
@@ -16,13 +17,13 @@ Handler = Callable[[int, FrameType | None], None]
 
 def end_at_once() -> None:
     """End the process in one line when asked: while it imports, nothing is at stake."""
-    _install(_end)
+    _install(_end, *SIGNALS)
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """While it is open, a request to stop raises KeyboardInterrupt: what is half-written goes."""
-    before = _install(_raise)
+    before = _install(_raise, *SIGNALS)
     try:
         yield
     finally:
@@ -34,8 +35,12 @@ class StopOnSignal:
 
     asked = False
 
+    def __init__(self, *numbers: int) -> None:
+        """The signals that it listens to."""
+        self._numbers = numbers
+
     def __enter__(self) -> "StopOnSignal":
-        self._before = _install(self._ask)
+        self._before = _install(self._ask, *self._numbers)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,10 +68,9 @@ def _raise(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(STOPPED)
 
 
-def _install(handler: Handler) -> dict[int, Any]:
+def _install(handler: Handler, *numbers: int) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}  # signals reach no other
-    numbers = (signal.SIGINT, signal.SIGTERM)
     return {number: signal.signal(number, handler) for number in numbers}
 
 

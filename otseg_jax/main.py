@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
         compile_cache.keep(options.compile_cache)
         run(options, str(WORKDIR.value))
 
-    cli.run(work)
+    with processes.ending_together():
+        cli.run(work)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,23 @@
 """Several processes of one run, one per machine or accelerator: they start, go on and end together.
 
 What one of them cannot do, none can: the others would wait for it in the next exchange of arrays.
+JAX finds that one is gone by its connection or its heartbeat, and then raises, or aborts the others
+in the middle of whatever they do. What a person is to do is told by a shell that outlives them.
 """
 
+import atexit
+import contextlib
 import functools
+import itertools
+import os
+import re
 import signal
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +28,18 @@ from otseg_jax.interrupt import StopOnSignal
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+
+HEARTBEAT = 40  # seconds without one until JAX ends the other processes
+PATIENCE = 10  # seconds that a process which ends waits for the others to end as well
+
+# what JAX raises where another process is gone
+_LOSS = re.compile(r"\bgloo\b|\bnccl\b|coordination|heartbeat|barrier", re.IGNORECASE)
+# at the end of its input it tells the last line
+_OUTLIVING = """
+trap "" INT TERM HUP
+while IFS= read -r line; do last=$line; done
+[ -z "$last" ] || printf "%s\\n" "$last" >&2
+"""
 
 
 def start(coordinator: str = "", count: int = 0, index: int = -1) -> None:
@@ -39,7 +62,7 @@ def start(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             )
         stated = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     try:
-        jax.distributed.initialize(**stated)
+        jax.distributed.initialize(**stated, heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0].rstrip(".")
         if stated:
@@ -51,8 +74,62 @@ def start(coordinator: str = "", count: int = 0, index: int = -1) -> None:
             "and Kubernetes: leave it out on one machine, or name the processes with "
             "--coordinator=HOST:PORT --processes=N --process=I"
         ) from error
-    # JAX has made SIGTERM a notice for those who ask for it; it is to end the process as before
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    if_one_ends("start all of them again with the same command")
+    atexit.register(if_one_ends, "")  # it has told by itself
+
+
+@functools.cache
+def _outliving() -> "subprocess.Popen[str]":
+    return subprocess.Popen(["sh", "-c", _OUTLIVING], stdin=subprocess.PIPE, text=True)
+
+
+def if_one_ends(then: str) -> None:
+    """Set what is told to do where this process is killed, or another one ends; "": nothing."""
+    if jax.distributed.is_initialized():
+        why = "error: a process of this run ended too early (its own output may say why)"
+        with contextlib.suppress(OSError):  # somebody killed the shell
+            print(then and f"{why}: {then}", file=_outliving().stdin, flush=True)
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Around the whole work of a process: where one fails, it ends, and the others soon after.
+
+    At the end of a program that failed JAX would wait, for minutes, until all others end too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        end_if_lost(error)
+        code = error.code if isinstance(error, SystemExit) else 1
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+        elif not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        if_one_ends("")
+        # where all end, and not this one alone, they wait for one another
+        closing = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        _leave(1 if isinstance(code, str) else code or 0)
+
+
+def end_if_lost(error: BaseException | None) -> None:
+    """End at once where an error tells that another process is gone: nobody can wait for it."""
+    while error is not None and jax.distributed.is_initialized():
+        if _LOSS.search(str(error)):
+            print(*str(error).splitlines()[:1], file=sys.stderr)
+            _leave(1)
+        error = error.__cause__ or error.__context__
+
+
+def _leave(code: int) -> NoReturn:
+    # neither threads nor handlers are waited for: they may wait for the process that is gone
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Ended(SystemExit):
@@ -88,13 +165,27 @@ def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
     return agreed
 
 
-def any_asked(stop: StopOnSignal, number: int, *, every: int = 8) -> bool:
-    """Whether to stop at a step or photo; several processes agree, at multiples of `every`."""
-    if jax.process_count() == 1:
-        return stop.asked
-    if number % every:
-        return False
-    return bool(np.any(multihost_utils.process_allgather(np.array(stop.asked))))
+class StopTogether(StopOnSignal):
+    """As `StopOnSignal`; several processes stop at the same step or photo, whichever was asked."""
+
+    _asks = itertools.count(1)
+
+    def __init__(self) -> None:
+        """A process that is alone is asked by SIGTERM itself; of several JAX is, and tells all."""
+        self._alone = not jax.distributed.is_initialized()
+        super().__init__(signal.SIGINT, *[signal.SIGTERM] * self._alone)
+
+    def __enter__(self) -> "StopTogether":
+        super().__enter__()
+        return self
+
+    def reached(self) -> bool:
+        """Whether to stop here; is called at each step or photo, in every process."""
+        if self._alone:
+            return self.asked
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return multihost_utils.reached_preemption_sync_point(next(self._asks))
 
 
 def total(counts: Integer[np.ndarray, "..."]) -> Int64[np.ndarray, "..."]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import own_data
 import pytest
 
 from otseg_jax.checkpoints import lock
+from otseg_jax.checkpoints.run import Checkpoints
 
 TESTS = Path(__file__).parent
 # Each refusal is caught, so that one pair of processes, which takes seconds to start, shows all.
@@ -21,6 +24,7 @@ import json, sys, jax, small
 import numpy as np
 from otseg_jax import build, cli, processes
 from otseg_jax.checkpoints import lock
+from otseg_jax.checkpoints.run import Checkpoints
 
 processes.start()
 used, empty, own = sys.argv[1:]
@@ -99,10 +103,13 @@ from otseg_jax.training import loop
 workdir, fields, port, count, index = *sys.argv[1:3], *map(int, sys.argv[3:])
 if count > 1:
     processes.start(f"localhost:{port}", count, index)
-cli.run(lambda: loop.train(small.settings(**json.loads(fields)), workdir))
+with processes.ending_together():
+    cli.run(lambda: loop.train(small.settings(**json.loads(fields)), workdir))
 """
+ENDED = r"error: a process of this run ended too early .*: the same command, .* {}\n\Z"
 DEVICES = 4  # of all processes: the sum of the parts of a gradient has one order
-FIELDS = {"train.steps": 6, "train.eval_every": 3, "train.checkpoint_every": 2}
+STEPS = 12
+FIELDS = {"train.steps": STEPS, "train.eval_every": STEPS // 2, "train.checkpoint_every": 2}
 
 
 def start(workdir, count, **fields):
@@ -151,13 +158,13 @@ def alone(tmp_path_factory):
 def assert_same(workdir, alone):
     """Losses agree, and what the tables hold is equal."""
     (expected, table), (found, same) = alone, trained(workdir)
-    assert len(expected) == 8
+    assert len(expected) == STEPS + 2
     assert found.keys() == expected.keys()
     for key, line in expected.items():
         assert found[key].keys() == line.keys()
         # a sum of four parts has another order over gloo than within a process, by which a pixel
         # may change its class; after the last step none does
-        near = {"rtol": 1e-5} if "loss" in line or key[0] == 6 else {"atol": 0.05}
+        near = {"rtol": 1e-5} if "loss" in line or key[0] == STEPS else {"atol": 0.05}
         for name in line:
             np.testing.assert_allclose(found[key][name], line[name], err_msg=name, **near)
     assert same == table
@@ -172,18 +179,58 @@ def test_four_processes_train_as_one_does(alone, tmp_path):
 
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
-    """Four, killed behind one checkpoint; two, killed behind the next; one to the end."""
-    for count, step in ((4, 2), (2, 4)):
-        started = start(tmp_path, count)
-        wait_for(lambda step=step: (tmp_path / "checkpoints" / str(step)).is_dir(), started)
-        for process in started:
-            process.kill()
-        end(started)
-        assert not (tmp_path / "results.json").exists(), "the run was over: the test shows nothing"
-    started = start(tmp_path, 1)
-    said = end(started)
-    assert started[0].returncode == 0, said
+    """Four, of which one is killed; two, of which one is stopped; one to the end."""
+    four = start(tmp_path, 4)
+    wait_for((tmp_path / "checkpoints" / "4").is_dir, four)
+    four[2].kill()
+    killed = time.monotonic()
+    said = end(four)
+    assert time.monotonic() - killed < 60
+    assert not (tmp_path / "results.json").exists(), "the run was over: the test shows nothing"
+    for process, told in zip(four, said, strict=True):
+        assert process.returncode != 0
+        assert "Traceback" not in told
+        # the last line, of the killed one too, whatever libraries said before
+        found = re.search(ENDED.format("goes on from step (2|4|6)"), told)
+        assert found, told
+        # a save may have been completed since it was told of
+        assert int(found[1]) <= latest(tmp_path)
+
+    two = start(tmp_path, 2)
+    owner = tmp_path / lock.OWNER
+    # they know one another from here, and compile for seconds
+    wait_for(lambda: owner.exists() and str(two[0].pid) in owner.read_text(), two)
+    two[1].send_signal(signal.SIGTERM)
+    for process, told in zip(two, end(two), strict=True):
+        assert process.returncode == 130, told
+        assert f"stopped after step {latest(tmp_path)}, which is saved: the same command" in told
+
+    one = start(tmp_path, 1)
+    said = end(one)
+    assert one[0].returncode == 0, said
     assert_same(tmp_path, alone)
+
+
+def test_an_error_of_one_process_ends_the_others(tmp_path):
+    """A photo that one of them cannot read."""
+    masks = [np.tile(own_data.MASK, (10, 8))] * 8
+    for split in ("train", "val"):
+        own_data.write(tmp_path / "mine", masks, split=split)
+    photo = tmp_path / "mine/images/train/0003.png"
+    photo.write_bytes(photo.read_bytes()[:100])
+    root = str(tmp_path / "mine")
+    two = start(tmp_path / "run", 2, **{"data.dataset": "folder", "data.root": root})
+    said = end(two)
+    assert [process.returncode for process in two] == [1, 1], said
+    reader = ["0003.png" in told for told in said].index(True)
+    assert re.search(r"^error: .*0003\.png.*\n\Z", said[reader], re.MULTILINE), said
+    assert re.search(ENDED.format("begins again"), said[1 - reader]), said
+
+
+def latest(workdir):
+    """The last step that was saved."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.latest_step()
 
 
 def wait_for(condition, started, seconds=200):

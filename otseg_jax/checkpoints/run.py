@@ -105,10 +105,12 @@ class Checkpoints:
         except Exception as error:  # any type: it comes from Orbax's threads
             raise self._failed(error) from error
 
-    def check(self) -> None:
-        """A `SaveError` if a save has failed by now; does not wait for one that goes well."""
-        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+    def saving(self) -> bool:
+        """Whether a save is running; a `SaveError` if one has failed by now."""
+        running = self._manager.is_saving_in_progress()
+        if not running and jax.process_count() == 1:
             self.wait()
+        return running
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; waits for a running save."""

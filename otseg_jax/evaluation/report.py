@@ -36,9 +36,8 @@ from otseg_jax.evaluation.gallery import Gallery
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.tally import Evaluation, Tally
 from otseg_jax.evaluation.words import Words
-from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models.training_free import TrainingFreeConfig
-from otseg_jax.processes import any_asked, together
+from otseg_jax.processes import StopTogether, together
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -62,10 +61,10 @@ def evaluate(options: Settings, workdir: str | Path) -> None:
     with lock.hold(workdir) as held:
         alone = isinstance(options.model, TrainingFreeConfig)
         found = (_alone if alone else _trained)(options, held)
-        with StopOnSignal() as stop:
+        with StopTogether() as stop:
 
             def before_photo(number: int) -> None:
-                if any_asked(stop, number):
+                if stop.reached():
                     raise KeyboardInterrupt(
                         f"stopped before photo {number + 1}, without results: the same command "
                         "begins again"

@@ -19,17 +19,15 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from otseg_jax import build, settings, sharding
+from otseg_jax import build, processes, settings, sharding
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import lock, restore, spec
 from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.data import pipeline
 from otseg_jax.evaluation import charts, figures, report
-from otseg_jax.interrupt import StopOnSignal
 from otseg_jax.models import methods
 from otseg_jax.models.decoder import Transport
-from otseg_jax.processes import any_asked
 from otseg_jax.settings import Settings
 from otseg_jax.training import memory, metric_writers, optim, start
 from otseg_jax.training.log import Log
@@ -114,12 +112,14 @@ class _Run:
     ) -> None:
         """Run from `start` to the end; whatever stops it, the finished steps are saved."""
         self.done, self.state = start, state
-        with StopOnSignal() as self.stop:
+        self._tell_kept()
+        with processes.StopTogether() as self.stop:
             try:
                 self._loop(step, batches)
             except SaveError:
                 raise  # once more would fail once more
-            except BaseException:
+            except BaseException as error:
+                processes.end_if_lost(error)
                 # a broken photo must not cost the steps since the last save
                 alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
                 if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
@@ -143,7 +143,8 @@ class _Run:
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
                 if done == start + 1:
-                    self._check_memory(step, frozen, text, batch)
+                    compiled = step.lower(self.state, frozen, text, batch, np.int32(0)).compile()
+                    memory.check(compiled, train, self.experiment.mesh)
                 self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
                 self.done = done
                 progress.update()
@@ -156,21 +157,8 @@ class _Run:
                     speed = images / (time.perf_counter() - began) if images else None
                     progress.set_postfix(self._tell(scalars, speed))
                     began, timed_from = time.perf_counter(), done
-                if self._save_and_validate(any_asked(self.stop, done, every=train.log_every)):
+                if self._save_and_validate(self.stop.reached()):
                     began, timed_from = time.perf_counter(), done
-
-    def _check_memory(self, step: Step, *given: Any) -> None:
-        """Compile the step, as its first call would, and tell if it takes more than there is."""
-        train, mesh = self.options.train, self.experiment.mesh
-        told = memory.doubt(
-            step.lower(self.state, *given, np.int32(0)).compile(),
-            images=train.batch_size // mesh.shape["data"],
-            accumulate=train.accumulate,
-            available=memory.limit(mesh.local_devices[0]),
-        )
-        memory.give_back()
-        if told:
-            LOGGER.warning(told)
 
     def _save_and_validate(self, stopping: bool) -> bool:
         """Save and validate where it is time to; returns whether that took time."""
@@ -178,7 +166,8 @@ class _Run:
         planned = done % train.checkpoint_every == 0 or done == restore.half(train.steps)
         save = stopping or planned or self._is_evaluated()
         if not save:
-            self.checkpoints.check()
+            if not self.checkpoints.saving():
+                self._tell_kept()
             return False
         if not self._finite():
             raise self._diverged()
@@ -187,6 +176,11 @@ class _Run:
             raise self._stopped()
         self._evaluate()
         return True
+
+    def _tell_kept(self) -> None:
+        """Where several processes would go on, if one of them ended now."""
+        there = f"goes on from step {self.saved}" if self.saved else "begins again"
+        processes.if_one_ends(f"the same command, in every process, {there}")
 
     def _stopped(self) -> KeyboardInterrupt:
         return KeyboardInterrupt(
@@ -202,9 +196,10 @@ class _Run:
         if not self._is_evaluated():
             return
         self.checkpoints.wait()  # a kill in the evaluation must not cost the steps before it
+        self._tell_kept()
 
         def before_photo(number: int) -> None:
-            if any_asked(self.stop, number):
+            if self.stop.reached():
                 raise self._stopped()
 
         judged = (self.experiment, self.validation, self.state.trainable)

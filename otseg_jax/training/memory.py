@@ -1,15 +1,34 @@
 """Whether a training step fits into the memory of its device, and what makes it fit."""
 
 import ctypes
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.stages import Compiled
 
+from otseg_jax.settings import Train
+
 GIB = 2**30
+
+LOGGER = logging.getLogger(__name__)
+
+
+def check(compiled: Compiled, options: Train, mesh: Mesh) -> None:
+    """Warn of a compiled training step that takes more than there is on a device of a mesh."""
+    told = doubt(
+        compiled,
+        images=options.batch_size // mesh.shape["data"],
+        accumulate=options.accumulate,
+        available=limit(mesh.local_devices[0]),
+    )
+    give_back()
+    if told:
+        LOGGER.warning(told)
 
 
 def limit(device: jax.Device) -> int:
