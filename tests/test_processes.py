@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import grain
 import numpy as np
 import own_data
 import pytest
@@ -101,10 +102,16 @@ from otseg_jax import cli, processes
 from otseg_jax.training import loop
 
 workdir, fields, port, count, index = *sys.argv[1:3], *map(int, sys.argv[3:])
-if count > 1:
-    processes.start(f"localhost:{port}", count, index)
+
+
+def work():
+    if count > 1:
+        processes.start(f"localhost:{port}", count, index)
+    loop.train(small.settings(**json.loads(fields)), workdir)
+
+
 with processes.ending_together():
-    cli.run(lambda: loop.train(small.settings(**json.loads(fields)), workdir))
+    cli.run(work)
 """
 ENDED = r"error: a process of this run ended too early .*: the same command, .* {}\n\Z"
 DEVICES = 4  # of all processes: the sum of the parts of a gradient has one order
@@ -191,10 +198,9 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
         assert process.returncode != 0
         assert "Traceback" not in told
         # the last line, of the killed one too, whatever libraries said before
-        found = re.search(ENDED.format("goes on from step (2|4|6)"), told)
+        found = re.search(ENDED.format("goes on from step (\\d+)(, or .*)?"), told)
         assert found, told
-        # a save may have been completed since it was told of
-        assert int(found[1]) <= latest(tmp_path)
+        assert int(found[1]) <= latest(tmp_path) or found[2]
 
     two = start(tmp_path, 2)
     owner = tmp_path / lock.OWNER
@@ -212,19 +218,22 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
-    """A photo that one of them cannot read."""
-    masks = [np.tile(own_data.MASK, (10, 8))] * 8
-    for split in ("train", "val"):
-        own_data.write(tmp_path / "mine", masks, split=split)
-    photo = tmp_path / "mine/images/train/0003.png"
-    photo.write_bytes(photo.read_bytes()[:100])
+    """A photo that one of them cannot read, in the third step."""
+    masks = [np.tile(own_data.MASK, (10, 8))] * 130
+    own_data.write(tmp_path / "mine", masks)
+    own_data.write(tmp_path / "mine", masks[:2], split="val")
+    order = grain.MapDataset.range(len(masks)).seed(0).shuffle()
+    # of 130 photos each third is looked at before the run
+    broken = next(order[k] for k in range(8, 12) if order[k] % 3)
+    photo = tmp_path / f"mine/images/train/{broken:04}.png"
+    photo.write_bytes(photo.read_bytes()[:50])
     root = str(tmp_path / "mine")
     two = start(tmp_path / "run", 2, **{"data.dataset": "folder", "data.root": root})
     said = end(two)
     assert [process.returncode for process in two] == [1, 1], said
-    reader = ["0003.png" in told for told in said].index(True)
-    assert re.search(r"^error: .*0003\.png.*\n\Z", said[reader], re.MULTILINE), said
-    assert re.search(ENDED.format("begins again"), said[1 - reader]), said
+    reader = [photo.name in told for told in said].index(True)
+    assert re.search(rf"^error: .*{photo.name}.*\n\Z", said[reader], re.MULTILINE), said
+    assert re.search(ENDED.format("goes on from step 2(, or .*)?"), said[1 - reader]), said
 
 
 def latest(workdir):
