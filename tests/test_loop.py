@@ -20,7 +20,7 @@ from otseg_jax.convert import convert
 from otseg_jax.data import decode, shapes
 from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.evaluation import report
-from otseg_jax.training import loop
+from otseg_jax.training import loop, start
 from otseg_jax.training.log import Log
 from otseg_jax.weights import names
 
@@ -364,12 +364,25 @@ def test_another_class_list_is_refused(tmp_path):
         assert is_ours(error.value)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    options = small.settings(**{"train.warmup": 0})
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path, weights):
+    options = small.settings(**{"train.warmup": 0, "train.log_every": 50})
     # above what a configuration may ask for, in place of a loss that is no number by chance
     options = replace(options, train=replace(options.train, learning_rate=1e30))
-    with pytest.raises(ValueError, match=r"at step \d.*lower --config\.train\.learning_rate"):
+    told = r"after step 2, whose batch is in .*/batch_2\.npz; step 1 is saved\. .*learning_rate"
+    with pytest.raises(ValueError, match=told) as error:
         loop.train(options, tmp_path)
+    assert is_ours(error.value)
+    assert all(np.isfinite(leaf).all() for leaf in weights(tmp_path, 1).values())
+    batches = start.batches(options, build.open_split(options, "train"), 1)
+    with np.load(tmp_path / "batch_2.npz") as batch:
+        for name, array in next(batches).items():
+            np.testing.assert_array_equal(batch[name], array)
+
+
+def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"after step 1, .*batch_1\.npz; step 0 is the start"):
+        loop.train(small.settings(), tmp_path, transport=lambda similarity: similarity * np.nan)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_truncated_checkpoint_is_refused(finished, tmp_path):

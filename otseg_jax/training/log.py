@@ -6,10 +6,13 @@ The more are the places of `metric_writers`.
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from otseg_jax import paths
 from otseg_jax.evaluation import charts
@@ -62,6 +65,16 @@ class Log:
         """Send predictions of an evaluation to the writers; `draw` makes the PNG."""
         if jax.process_index() == 0:
             self.writers.picture(step, f"{VALIDATION}predictions", draw)
+
+    def write_batch(self, step: int, batch: Mapping[str, jax.Array]) -> Path:
+        """Write the batch of a step, of all processes, to `batch_<step>.npz` beside it."""
+        path = self.path.with_name(f"batch_{step}.npz")
+        gather = partial(multihost_utils.process_allgather, tiled=True)
+        whole = {name: gather(array) for name, array in batch.items()}
+        if jax.process_index() == 0:
+            with paths.writing(path), paths.atomic(path) as part, part.open("wb") as file:
+                np.savez_compressed(file, **whole)
+        return path
 
     def draw(self) -> None:
         """Draw the curves beside it."""

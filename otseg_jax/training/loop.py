@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
@@ -103,6 +102,7 @@ class _Run:
     schedule: optax.Schedule
     writers: Writers
     saved: int  # the last step that is in a checkpoint
+    last: tuple[jax.Array, Mapping[str, jax.Array]] | None = None  # loss and batch of the last step
 
     def __post_init__(self) -> None:
         self.options, self.log = self.experiment.settings, Log(self.workdir, self.writers)
@@ -122,7 +122,8 @@ class _Run:
                 processes.end_if_lost(error)
                 # a broken photo must not cost the steps since the last save
                 alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-                if jax.process_count() == 1 and alive and self.done > self.saved and self._finite():
+                if jax.process_count() == 1 and alive and self.done > self.saved:
+                    self._check_finite()
                     self._save()
                 raise
             finally:
@@ -142,16 +143,18 @@ class _Run:
             began, timed_from = time.perf_counter(), start + 1
             for done in range(start + 1, train.steps + 1):
                 batch = pipeline.put(next(batches), by_image)
+                self._check_finite()  # the device worked on it while this batch was read
                 if done == start + 1:
                     compiled = step.lower(self.state, frozen, text, batch, np.int32(0)).compile()
                     memory.check(compiled, train, self.experiment.mesh)
                 self.state, scalars = step(self.state, frozen, text, batch, np.int32(done - 1))
-                self.done = done
+                self.done, self.last = done, (scalars["loss"], batch)
                 progress.update()
                 if done == start + 1:
                     jax.block_until_ready(scalars)
                     began = time.perf_counter()
                 if done % train.log_every == 0 or done == train.steps:
+                    self._check_finite()
                     scalars = jax.device_get(scalars)
                     images = (done - timed_from) * train.batch_size
                     speed = images / (time.perf_counter() - began) if images else None
@@ -169,18 +172,17 @@ class _Run:
             if not self.checkpoints.saving():
                 self._tell_kept()
             return False
-        if not self._finite():
-            raise self._diverged()
+        self._check_finite()
         self._save()
         if stopping:
             raise self._stopped()
         self._evaluate()
         return True
 
-    def _tell_kept(self) -> None:
+    def _tell_kept(self, unless: str = "") -> None:
         """Where several processes would go on, if one of them ended now."""
         there = f"goes on from step {self.saved}" if self.saved else "begins again"
-        processes.if_one_ends(f"the same command, in every process, {there}")
+        processes.if_one_ends(f"the same command, in every process, {there}{unless}")
 
     def _stopped(self) -> KeyboardInterrupt:
         return KeyboardInterrupt(
@@ -262,16 +264,20 @@ class _Run:
             text=np.asarray(self.experiment.text),
         )
         self.saved = self.done
+        self._tell_kept(", or from the save before it, as this one was under way")
 
-    def _finite(self) -> bool:
-        leaves = jax.tree.leaves(self.state.trainable)
-        return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves)
-
-    def _diverged(self) -> ValueError:
-        return ValueError(
-            f"training diverged: weights or loss are not finite at step {self.done}. Start a new "
-            f"--workdir with a lower --config.train.learning_rate or --config.dtype=float32; "
-            f"checkpoints up to step {self.saved} are untouched"
+    def _check_finite(self) -> None:
+        """End the run if the last step could not be taken: save the state before it, its batch."""
+        if self.last is None or np.isfinite(self.last[0]):
+            return
+        batch, self.done = self.log.write_batch(self.done, self.last[1]), self.done - 1
+        if self.done > self.saved:
+            self._save()
+        raise ValueError(
+            f"training diverged: loss or weights are not finite after step {self.done + 1}, whose "
+            f"batch is in {batch}; step {self.done} is {'saved' if self.done else 'the start'}. "
+            "Start a new --workdir with a lower --config.train.learning_rate or "
+            "--config.dtype=float32"
         )
 
     def _figures(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
@@ -282,8 +288,6 @@ class _Run:
 
     def _tell(self, scalars: Mapping[str, np.ndarray], speed: float | None) -> dict[str, str]:
         """Log the figures of a step; return what the progress bar shows of them."""
-        if not np.isfinite(scalars["loss"]):
-            raise self._diverged()
         numbers = {name: float(value) for name, value in scalars.items()}
         rate = float(self.schedule(self.done - 1))
         measured = {} if speed is None else {"images_per_second": speed}

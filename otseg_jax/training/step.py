@@ -96,7 +96,8 @@ def make_train_step(
     The gradient is that of the whole batch, over all devices and all parts that it is worked
     through in: parts sum their losses, and one division by the global number of (image, present
     class) pairs comes last. The state's buffers are given away. Scalars are "loss" and its terms,
-    and accuracies in [0, 1], means over parts.
+    and accuracies in [0, 1], means over parts. A step after which the loss or the state would not
+    be finite leaves the state as it was, and its loss is NaN.
 
     Args:
         outputs: pseudo-labels go by the main one.
@@ -161,6 +162,11 @@ def make_train_step(
             updates, slots = optimizer.update(gradient, state.optimizer, state.trainable)
         scalars = {name: value / pairs for name, value in terms.items()}
         scalars |= {name: value / accumulate for name, value in accuracies.items()}
-        return State(optax.apply_updates(state.trainable, updates), slots), scalars
+        stepped = State(optax.apply_updates(state.trainable, updates), slots)
+        # what would spoil the state leaves it as it was
+        results = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((stepped, scalars["loss"]))]
+        finite = jnp.all(jnp.stack(results))
+        scalars["loss"] = jnp.where(finite, scalars["loss"], jnp.nan)
+        return jax.tree.map(partial(jnp.where, finite), stepped, state), scalars
 
     return step
