@@ -32,8 +32,8 @@ Result = TypeVar("Result")
 HEARTBEAT = 40  # seconds without one until JAX ends the other processes
 PATIENCE = 10  # seconds that a process which ends waits for the others to end as well
 
-# what JAX raises where another process is gone
-_LOSS = re.compile(r"\bgloo\b|\bnccl\b|coordination|heartbeat|barrier", re.IGNORECASE)
+# what JAX raises where another process is gone: a status, and who says so
+_LOSS = re.compile(r"[A-Z_]+: .*\b(?i:gloo|nccl|coordination|heartbeat|barrier)", re.DOTALL)
 # at the end of its input it tells the last line
 _OUTLIVING = """
 trap "" INT TERM HUP
@@ -119,7 +119,7 @@ def ending_together() -> Iterator[None]:
 def end_if_lost(error: BaseException | None) -> None:
     """End at once where an error tells that another process is gone: nobody can wait for it."""
     while error is not None and jax.distributed.is_initialized():
-        if _LOSS.search(str(error)):
+        if _LOSS.match(str(error)):
             print(*str(error).splitlines()[:1], file=sys.stderr)
             _leave(1)
         error = error.__cause__ or error.__context__

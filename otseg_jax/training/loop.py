@@ -268,7 +268,7 @@ class _Run:
 
     def _check_finite(self) -> None:
         """End the run if the last step could not be taken: save the state before it, its batch."""
-        if self.last is None or np.isfinite(self.last[0]):
+        if self.last is None or np.isfinite(jax.block_until_ready(self.last[0])):
             return
         batch, self.done = self.log.write_batch(self.done, self.last[1]), self.done - 1
         if self.done > self.saved:
