@@ -163,10 +163,16 @@ def make_train_step(
         scalars = {name: value / pairs for name, value in terms.items()}
         scalars |= {name: value / accumulate for name, value in accuracies.items()}
         stepped = State(optax.apply_updates(state.trainable, updates), slots)
-        # what would spoil the state leaves it as it was
-        results = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((stepped, scalars["loss"]))]
-        finite = jnp.all(jnp.stack(results))
-        scalars["loss"] = jnp.where(finite, scalars["loss"], jnp.nan)
-        return jax.tree.map(partial(jnp.where, finite), stepped, state), scalars
+        kept, scalars["loss"] = _if_finite(stepped, state, scalars["loss"])
+        return kept, scalars
 
     return step
+
+
+def _if_finite(
+    stepped: State, before: State, loss: Float[Array, ""]
+) -> tuple[State, Float[Array, ""]]:
+    """A step and its loss; where either is not finite, the state before it and NaN."""
+    finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((stepped, loss))]).all()
+    kept = jax.tree.map(partial(jnp.where, finite), stepped, before)
+    return kept, jnp.where(finite, loss, jnp.nan)
