@@ -138,6 +138,29 @@ def wait(condition: Callable[[], bool], started: Sequence["subprocess.Popen[str]
         time.sleep(0.02)
 
 
+def write(args: argparse.Namespace, faults: list[dict[str, Any]], same: list[bool]) -> None:
+    """What was seen so far; `same`: of each run that was let go on to its end, whether it is."""
+    found: dict[str, Any] = {
+        "processes": args.processes,
+        "steps": args.steps,
+        "checkpoint_every": EVERY,
+        "runs_to_the_end": len(same),
+        "runs_that_end_otherwise": same.count(False),
+    }
+    for kind in ("kill", "stop one", "stop all"):
+        some = [x for x in faults if x["kind"] == kind]
+        found[kind] = {
+            "times": len(some),
+            "before_a_first_step": sum(x["reached"] <= x["from"] for x in some),
+            "after_the_end": sum(x["over"] for x in some),
+            "lines_that_tell_what_to_do": sum(x["told"] for x in some),
+            "most_steps_lost": max((x["lost"] for x in some), default=0),
+            "steps_lost_beyond_the_last_planned_save": sum(x["beyond"] for x in some),
+            "longest_until_all_ended_seconds": max((x["seconds"] for x in some), default=0),
+        }
+    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+
+
 def main() -> None:
     """Interrupt runs, and write what was seen."""
     parser = argparse.ArgumentParser(
@@ -159,43 +182,24 @@ def main() -> None:
         began = time.monotonic()
         uninterrupted = start(whole, args.processes, args.steps)
         wait(lambda: bool(logged(whole)), uninterrupted)
-        first, faults, different, runs = time.monotonic() - began, [], 0, 0
+        first, faults, same = time.monotonic() - began, list[dict[str, Any]](), list[bool]()
         seconds_to_end(uninterrupted, 3600)
         table, told = (whole / "results.json").read_text(), logged(whole)
         duration = time.monotonic() - began
         print(f"uninterrupted: {duration:.0f} s, of them {first:.0f} before the first step")
         while len(faults) < len(kinds):
-            runs += 1
-            workdir = Path(folder, str(runs))
+            workdir = Path(folder, str(len(same)))
             while len(faults) < len(kinds) and not (workdir / "results.json").exists():
                 # some while it compiles, most in the steps: it goes on a little before each
                 moment = draw.uniform(0, first / 2 + (duration - first) / 3)
                 faults.append(fault(workdir, len(faults), kinds[len(faults)], moment, args))
                 print(json.dumps(faults[-1]), flush=True)
+                write(args, faults, same)
             seconds_to_end(start(workdir, args.processes, args.steps), 3600)
-            same = (workdir / "results.json").read_text() == table and logged(workdir) == told
-            different += not same
-            print(f"run {runs} {'ends the same' if same else 'DIFFERS'}", flush=True)
-    found = {
-        "processes": args.processes,
-        "steps": args.steps,
-        "checkpoint_every": EVERY,
-        "runs": runs,
-        "runs_that_end_otherwise": different,
-    }
-    for kind in ("kill", "stop one", "stop all"):
-        some = [x for x in faults if x["kind"] == kind]
-        found[kind] = {
-            "times": len(some),
-            "before_a_first_step": sum(x["reached"] <= x["from"] for x in some),
-            "after_the_end": sum(x["over"] for x in some),
-            "lines_that_tell_what_to_do": sum(x["told"] for x in some),
-            "most_steps_lost": max((x["lost"] for x in some), default=0),
-            "steps_lost_beyond_the_last_planned_save": sum(x["beyond"] for x in some),
-            "longest_until_all_ended_seconds": max((x["seconds"] for x in some), default=0),
-        }
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+            results = (workdir / "results.json").read_text()
+            same.append(results == table and logged(workdir) == told)
+            write(args, faults, same)
+    print(RESULT.read_text())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -123,6 +124,22 @@ def end_if_lost(error: BaseException | None) -> None:
             print(*str(error).splitlines()[:1], file=sys.stderr)
             _leave(1)
         error = error.__cause__ or error.__context__
+
+
+def end_soon(error: BaseException) -> None:
+    """Make sure that an error of this process alone ends it, whatever on its way out waits.
+
+    A save that is under way may wait for a process that waits for this one.
+    """
+
+    def end() -> None:
+        time.sleep(3 * PATIENCE)
+        print(f"error: {error}", file=sys.stderr)
+        if_one_ends("")
+        _leave(1)
+
+    if jax.distributed.is_initialized():
+        threading.Thread(target=end, daemon=True).start()
 
 
 def _leave(code: int) -> NoReturn:

@@ -256,5 +256,5 @@ def test_a_save_that_fails_is_told_before_the_next_one(tmp_path):
         (tmp_path / "2").write_text("in the way")
 
         with pytest.raises(SaveError, match=r"saving step 2 .*kept: step 1\."):
-            wait_for(checkpoints.check, 60)
+            wait_for(lambda: not checkpoints.saving(), 60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]

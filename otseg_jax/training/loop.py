@@ -117,10 +117,12 @@ class _Run:
         with processes.StopTogether() as self.stop:
             try:
                 self._loop(step, batches)
-            except SaveError:
-                raise  # once more would fail once more
             except BaseException as error:
                 processes.end_if_lost(error)
+                if not isinstance(error, KeyboardInterrupt):  # in which all agree
+                    processes.end_soon(error)
+                if isinstance(error, SaveError):
+                    raise  # once more would fail once more
                 # a broken photo must not cost the steps since the last save
                 alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
                 if jax.process_count() == 1 and alive and self.done > self.saved:
@@ -276,6 +278,7 @@ class _Run:
         batch, self.done = self.log.write_batch(self.done, self.last[1]), self.done - 1
         if self.done > self.saved:
             self._save()
+        self.checkpoints.wait()
         raise ValueError(
             f"training diverged: loss or weights are not finite after step {self.done + 1}, whose "
             f"batch is in {batch}; step {self.done} is {'saved' if self.done else 'the start'}. "
