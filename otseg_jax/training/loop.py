@@ -121,11 +121,10 @@ class _Run:
                 processes.end_if_lost(error)
                 if not isinstance(error, KeyboardInterrupt):  # in which all agree
                     processes.end_soon(error)
-                if isinstance(error, SaveError):
-                    raise  # once more would fail once more
                 # a broken photo must not cost the steps since the last save
                 alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
-                if jax.process_count() == 1 and alive and self.done > self.saved:
+                again = jax.process_count() == 1 and not isinstance(error, SaveError)
+                if again and alive and self.done > self.saved:
                     self._check_finite()
                     self._save()
                 raise
@@ -137,8 +136,7 @@ class _Run:
         start, silent, watch = self.done, jax.process_index() != 0, self.watch
         progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
         with progress, Trace(self.workdir / "profile", self.options.profile) as trace:
-            # stopped or killed after it was saved and before it was evaluated; a run that is
-            # complete shows its table again
+            # killed after it was saved and before it was evaluated, or complete: it shows its table
             if start == train.steps or (start and not self.checkpoints.judged(start)):
                 self._evaluate()
             for done in range(start + 1, train.steps + 1):
@@ -280,10 +278,9 @@ class _Run:
             self._save()
         self.checkpoints.wait()
         raise ValueError(
-            f"training diverged: loss or weights are not finite after step {self.done + 1}, whose "
-            f"batch is in {batch}; step {self.done} is {'saved' if self.done else 'the start'}. "
-            "Start a new --workdir with a lower --config.train.learning_rate or "
-            "--config.dtype=float32"
+            f"training diverged: no finite loss or gradient in step {self.done + 1}, whose batch "
+            f"is in {batch}; step {self.done} is {'saved' if self.done else 'the start'}. Start a "
+            "new --workdir with a lower --config.train.learning_rate or --config.dtype=float32"
         )
 
     def _figures(self, results: Mapping[str, Any], images: int) -> dict[str, Any]:
