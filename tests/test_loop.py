@@ -368,7 +368,7 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path, weights):
     options = small.settings(**{"train.warmup": 0, "train.log_every": 50})
     # above what a configuration may ask for, in place of a loss that is no number by chance
     options = replace(options, train=replace(options.train, learning_rate=1e30))
-    told = r"after step 2, whose batch is in .*/batch_2\.npz; step 1 is saved\. .*learning_rate"
+    told = r"in step 2, whose batch is in .*/batch_2\.npz; step 1 is saved\. .*learning_rate"
     with pytest.raises(ValueError, match=told) as error:
         loop.train(options, tmp_path)
     assert is_ours(error.value)
@@ -380,7 +380,7 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path, weights):
 
 
 def test_a_first_step_that_is_not_finite_saves_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"after step 1, .*batch_1\.npz; step 0 is the start"):
+    with pytest.raises(ValueError, match=r"in step 1, .*batch_1\.npz; step 0 is the start"):
         loop.train(small.settings(), tmp_path, transport=lambda similarity: similarity * np.nan)
     assert not (tmp_path / "checkpoints").exists()
 

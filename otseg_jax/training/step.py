@@ -169,9 +169,17 @@ def make_train_step(
         scalars = {name: value / pairs for name, value in terms.items()}
         scalars |= {name: value / accumulate for name, value in accuracies.items()}
         stepped = State(optax.apply_updates(state.trainable, updates), slots)
-        # asked of the gradient, whose squares are kept: of what it makes, old and new would be held
-        finite = jnp.isfinite(optax.global_norm(gradient)) & jnp.isfinite(scalars["loss"])
-        scalars["loss"] = jnp.where(finite, scalars["loss"], jnp.nan)
-        return jax.tree.map(partial(jnp.where, finite), stepped, state), scalars
+        kept, scalars["loss"] = _if_finite(stepped, state, gradient, scalars["loss"])
+        return kept, scalars
 
     return step
+
+
+def _if_finite(
+    stepped: State, before: State, gradient: Any, loss: Float[Array, ""]
+) -> tuple[State, Float[Array, ""]]:
+    """A step and its loss; where loss or gradient is not finite, the state before it and NaN."""
+    # not asked of the state, old and new: both would be held
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    kept = jax.tree.map(partial(jnp.where, finite), stepped, before)
+    return kept, jnp.where(finite, loss, jnp.nan)
