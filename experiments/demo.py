@@ -83,13 +83,15 @@ def click_pixel(page: "Page", x: float, y: float) -> None:
 
     picture = page.locator("#overlay img")
     box: Any = picture.bounding_box()
-    for seconds in (10, 10, SECONDS):
+    for seconds in (10, 10, 10, SECONDS):
         picture.click(position={"x": x * box["width"], "y": y * box["height"]})
-        # an answer that is still under way replaces the picture, and what was clicked with it
+        # an answer that is still under way replaces the picture, and the plan of what was clicked
         with suppress(TooLong):
             page.wait_for_selector("#bars .bar", timeout=seconds * 1000)
-            break
-    page.wait_for_selector("#where img", state="attached")  # loads once it is scrolled to
+            # it loads once it is scrolled to
+            page.wait_for_selector("#where img", state="attached", timeout=seconds * 1000)
+            return
+    raise TimeoutError(f"no plan of the pixel at {x}, {y}")
 
 
 def main() -> None:
