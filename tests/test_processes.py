@@ -230,8 +230,9 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
     root = str(tmp_path / "mine")
     two = start(tmp_path / "run", 2, **{"data.dataset": "folder", "data.root": root})
     said = end(two)
-    assert [process.returncode for process in two] == [1, 1], said
     reader = [photo.name in told for told in said].index(True)
+    assert two[reader].returncode == 1, said
+    assert two[1 - reader].returncode in (1, -signal.SIGABRT), said  # it raises, or JAX aborts it
     assert re.search(rf"^error: .*{photo.name}.*\n\Z", said[reader], re.MULTILINE), said
     assert re.search(ENDED.format("goes on from step 2(, or .*)?"), said[1 - reader]), said
 
