@@ -189,9 +189,9 @@ def _encoded(split: Folder | Records, i: int, ignored: int) -> dict[str, Any]:
 
 
 def _png(label: Int16[np.ndarray, "h w"], ignored: int) -> bytes:
-    values = np.where(label == IGNORE, ignored, label)
     depth = np.uint8 if ignored == codings.IGNORE_8_BIT else np.uint16
-    done, data = cv2.imencode(".png", values.astype(depth))
+    values = np.where(label == IGNORE, depth(ignored), label.astype(depth))
+    done, data = cv2.imencode(".png", values)
     assert done
     return data.tobytes()
 
