@@ -128,6 +128,18 @@ def test_the_readme_names_the_regime_of_a_figure():
     ) in readme
 
 
+def test_the_readme_holds_what_an_h200_took():
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    attention = json.loads((FOLDER / "benchmark_attention_nvidia_h200.json").read_text())["rows"]
+    took = {(row["sizes"], row["way"]): row["forward_us"] / 1e3 for row in attention}
+    assert f"takes {took['vision', 'kernel']:.2f} ms, a sixth of" in readme
+    assert round(took["vision", "at once"] / took["vision", "kernel"]) == 6
+    clip = json.loads((FOLDER / "benchmark_mps_nvidia_h200.json").read_text())["regimes"]["clip"]
+    ours, kernel, ott = (clip[who]["median_ms"] for who in ("ours", "kernel", "ott_log"))
+    assert f"takes {ours:.1f} ms, and {kernel:.2f} ms with `solver=pallas.Newton()`" in readme
+    assert f"ott-jax takes {ott:.1f} ms" in readme
+
+
 def test_the_readme_holds_the_speeds_that_were_measured():
     rows = json.loads((FOLDER / "benchmark_model.json").read_text())["rows"]
     work = {
