@@ -72,7 +72,9 @@ def mended(packages, mend):
             for name in step.split("--yes ")[1].split():
                 packages.pop(name, None)
             continue
-        for need in map(Requirement, re.findall(r'"([^"]+)"', step)):
+        needs = [Requirement(text) for text in re.findall(r'"([^"]+)"', step)]
+        pins = {need.name: str(need.specifier)[2:] for need in needs if "==" in str(need)}
+        for need in needs:
             wanted = [need]
             for line in INSTALLED["jax"].requires if need.extras else ():
                 part = Requirement(line)
@@ -82,12 +84,17 @@ def mended(packages, mend):
                 name = str(canonicalize_name(one.name))
                 here = INSTALLED.get(name, Package("1"))
                 bounds = [bound.version.removesuffix(".*") for bound in one.specifier]
-                fits = [
-                    v
-                    for v in (here.version, *bounds)
-                    if one.specifier.contains(v, prereleases=True)
-                ]
-                packages[name] = Package(fits[0], here.requires)
+                known = [here, *(Package(bound) for bound in bounds)]
+                packages[name] = next(
+                    package
+                    for package in known
+                    if one.specifier.contains(package.version, prereleases=True)
+                    and all(
+                        line.specifier.contains(pins.get(line.name, ""), prereleases=True)
+                        for line in map(Requirement, package.requires)
+                        if line.name in pins
+                    )
+                )
     return packages
 
 

@@ -10,7 +10,8 @@ An H200 takes half of the time that it takes for `newton`, with the same errors
 (experiments/benchmark_mps_nvidia_h200.json). No TPU has run it yet: it was compiled for a v5e
 (libtpu 0.0.42), and tests lower it for both and compare its interpreted form with `newton`. It is
 not the default: a kernel sees one device, and problems that are sharded over several need a
-`jax.shard_map` around it.
+`jax.shard_map` around it. On GPUs it is built on Pallas's Triton backend, which jax 0.12 warns will
+be removed.
 """
 
 import dataclasses
