@@ -51,6 +51,10 @@ def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal):
         np.testing.assert_allclose(one, other, atol=2 * error * max(1, np.abs(other).max()), rtol=0)
 
 
+ON_CPU = jax.default_backend() == "cpu"
+
+
+@pytest.mark.skipif(not ON_CPU, reason="the libraries of a GPU choose a kernel by the batch")
 def test_an_item_has_the_same_bits_in_any_batch():
     *inputs, _ = heads(65, batch=3)
     whole = jax.jit(attention)(*inputs)
@@ -58,6 +62,7 @@ def test_an_item_has_the_same_bits_in_any_batch():
     np.testing.assert_array_equal(whole[1:2], alone)
 
 
+@pytest.mark.skipif(not ON_CPU, reason="an accelerator takes all heads of a layer at once")
 def test_no_more_than_a_few_heads_of_weights_are_held():
     """12 heads of 400 × 400 would be 7.7 MB; forward and backward hold less than half of it."""
     t, count = 400, 12

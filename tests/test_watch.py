@@ -83,6 +83,8 @@ def test_operations_are_those_of_the_products_and_the_peak_is_the_devices(
     assert f"{figures['peak_fraction']:.0%} of its peak" in caplog.text
 
 
+# a type that jaxlib 0.12 reads a trace with
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
 def test_a_run_says_what_took_its_time_and_traces_its_steps(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     loop.train(small.settings(profile=2), tmp_path)
