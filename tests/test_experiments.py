@@ -130,6 +130,30 @@ def test_the_readme_names_the_regime_of_a_figure():
 
 def test_the_readme_holds_what_an_h200_took():
     readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    rows = json.loads((FOLDER / "benchmark_model_nvidia_h200.json").read_text())["rows"]
+    took = {
+        tuple(row["case"].values()): [
+            f"{1e3 * row[who]['quartiles_s'][1]:.0f}" for who in ("ours", "torch")
+        ]
+        for row in rows
+    }
+    voc, voc_narrow, coco, coco_narrow, step = (
+        took[sizes, work, 16, dtype]
+        for sizes, work, dtype in (
+            ("VOC", "forward", "float32"),
+            ("VOC", "forward", "bfloat16"),
+            ("COCO", "forward", "float32"),
+            ("COCO", "forward", "bfloat16"),
+            ("VOC", "step", "float32"),
+        )
+    )
+    assert (
+        f"16 VOC images takes {voc[0]} ms in float32 (PyTorch {voc[1]}) and {voc_narrow[0]} ms in "
+        f"bfloat16 ({voc_narrow[1]}), of COCO {coco[0]} ({coco[1]}) and {coco_narrow[0]} "
+        f"({coco_narrow[1]}), a VOC training step in float32 {step[0]} ({step[1]})"
+    ) in readme
+    alone = [row["ratio"] for row in rows if row["case"]["batch"] == 1]
+    assert f"alone is {min(alone):.1f} to {max(alone):.1f} times as fast" in readme
     attention = json.loads((FOLDER / "benchmark_attention_nvidia_h200.json").read_text())["rows"]
     took = {(row["sizes"], row["way"]): row["forward_us"] / 1e3 for row in attention}
     assert f"takes {took['vision', 'kernel']:.2f} ms, a sixth of" in readme
