@@ -141,7 +141,9 @@ class Trace:
     def step(self, number: int) -> Iterator[None]:
         """The block reads, places and dispatches a step."""
         if self.left and not self.first and not self.running:
-            jax.profiler.start_trace(str(self.folder))
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # of jax 0.7, it crashes while other threads work
+            jax.profiler.start_trace(str(self.folder), profiler_options=options)
             self.running = True
         self.first = False  # it compiles
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
