@@ -203,13 +203,14 @@ def ours(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
     state = [State(trainable, jax.jit(optimizer.init)(trainable))]
     batch = {"image": image, "label": label}
     program = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
+    planned = sum(memory.needed(program)) / 1e9
     memory.give_back()  # as `loop` does
 
     def train() -> Any:
         state[0], scalars = program(state[0], frozen, text, batch, jnp.int32(0))
         return scalars
 
-    return Work(train, sum(memory.needed(program)) / 1e9)
+    return Work(train, planned)
 
 
 def compiled(function: Callable[..., Any], *arrays: Any) -> Work:
