@@ -23,6 +23,7 @@ from otseg_jax import build, cli
 from otseg_jax.checkpoints import pretrained, restore
 from otseg_jax.convert import convert
 from otseg_jax.convert.hints import Hints
+from otseg_jax.data import inspect
 from otseg_jax.doctor import dataset, devices, findings, model, photos, versions
 from otseg_jax.doctor.devices import Hardware
 from otseg_jax.doctor.versions import Package
@@ -421,6 +422,21 @@ def test_what_is_wrong_is_found_and_its_command_mends_it(root, damage, severity,
     told = bad(dataset.look("folder", root, every=True))
     # what is of no class now is not of the last one either
     assert [f for f in told if "there is no pixel of" not in f.what] == []
+
+
+@pytest.mark.parametrize(
+    ("every", "severities", "told"),
+    [
+        (True, ["warning", "note"], "no pixel of dog"),
+        (False, ["note", "note"], "in what was read there is no pixel of dog; --all reads all"),
+    ],
+)
+def test_classes_without_a_pixel_are_named(root, monkeypatch, every, severities, told):
+    monkeypatch.setattr(inspect, "SAMPLE", 1)
+    each(root, lambda mask: np.where(mask == 1, 255, mask).astype(np.uint8))
+    found = [f for f in dataset.look("folder", root, every=every) if told in f.what]
+    assert [finding.severity for finding in found] == severities
+    assert [finding.what.split(":")[0] for finding in found] == ["train", "val"]
 
 
 # ---- data sets as they are published, real photos

@@ -44,7 +44,7 @@ def look(
         for called, part in parts:
             counted.append(inspect.inspect(part, learnt, sample=sample, threads=threads))
             found += masks.judge(dataset, called, part, counted[-1])
-        if learnt is None:
+        if learnt is None or counted[0].masks < counted[0].total:  # else it was told by `inspect`
             found += masks.absent(name, split, counted)
         found += photos.readable(name, split, sample, threads)
         found += photos.sizes(name, split, sample, threads)

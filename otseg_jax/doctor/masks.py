@@ -46,12 +46,15 @@ def judge(dataset: str, name: str, split: Folder, found: inspect.Findings) -> li
 
 
 def absent(name: str, split: Folder, counted: Sequence[inspect.Findings]) -> list[Finding]:
-    """The classes that no mask of a split holds, where all were read and none is wrong."""
+    """The classes that no mask of a split holds, where none is wrong."""
     pixels = sum((found.pixels for found in counted), np.zeros(len(split.vocabulary), np.int64))
-    if any(found.problems or found.masks < found.total for found in counted) or not pixels.any():
+    if any(found.problems or found.doubts for found in counted) or not pixels.any():
         return []
     if not (names := [split.vocabulary.names[k] for k in np.flatnonzero(pixels == 0)]):
         return []
+    if any(found.masks < found.total for found in counted):
+        what = f"{name}: in what was read there is no pixel of {some(names)}; --all reads all"
+        return [Finding("note", what)]
     if name == "train":
         return [Finding("warning", f"{name}: in the masks there is no pixel of {some(names)}")]
     return [Finding("note", f"{name}: no pixel of {some(names)}: tables have no IoU for them")]
