@@ -93,7 +93,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 # tfds:NAME is one that TensorFlow Datasets wrote, with a photo and a mask
                 "dataset": "",
                 # folder of the data set, or of its records, as python -m otseg_jax.prepare writes
-                # them (any value, same result)
+                # them, these also in a bucket: gs://…, s3://… (any value, same result)
                 "root": "",
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO: convert raw ids while reading

@@ -93,9 +93,9 @@ ROWS = [
     fields("--config.data.root=http://host/voc", r"data\.root.*http:// is not read: fetch it"),
     fields("--config.init_from=gs://bucket/run", r"init_from.*pip install gcsfs"),
     fields("--config.data.root=~nobody_here/x", r"data\.root.*there is no such user here"),
-    fields(
-        "--config.data.root=gs://bucket/data", r"data\.root.*is a bucket, and no place for this"
-    ),
+    fields("--config.data.root=gs://bucket/data", r"data\.root.*bucket, and gcsfs is not inst"),
+    fields("--config.data.root=gs:/bucket/data", r"gs:/bucket/data is an address, .* is not read"),
+    fields("--config.compile_cache=gs://bucket/x", r"compile_cache.* a bucket, and no place for"),
     typed("otseg_jax.main --config=configs/shapes.py --workdir=gs://b/x", r"gs://b/x is a bucket"),
     typed("otseg_jax.convert gs://bucket/model {folder}/out", r"gs://bucket/model is a bucket"),
     typed("otseg_jax.convert shapes-clip s3://bucket/out", r"s3://bucket/out is a bucket"),
