@@ -60,6 +60,14 @@ def here(name: str | os.PathLike[str]) -> Path:
     return paths.local(os.environ.get(HOME) or FOLDER).joinpath(kind, *parts)
 
 
+def of(folder: Path) -> "Copy | None":
+    """The copy that a folder here is, if it is one; the reverse of `here`."""
+    home = paths.local(os.environ.get(HOME) or FOLDER)
+    if not folder.is_relative_to(home) or len(parts := folder.relative_to(home).parts) < 2:
+        return None
+    return Copy(f"{parts[0]}://{'/'.join(parts[1:])}")
+
+
 class Copy:
     """A folder in a bucket, and its copy here; what the bucket refuses is an `Unreachable`."""
 
@@ -96,9 +104,11 @@ class Copy:
     def meet(self) -> None:
         """Make the copy that of a run: as the bucket, or newer where that was not changed since."""
         there = self._there()
-        known = {name: tag for name, (tag, *_) in self._known().items()}
-        if known != {name: tag for name, (tag, _) in there.items()}:
-            self._pull(there, lambda name: _is_whole(name, there))
+        known = self._known()
+        if {n: old[0] for n, old in known.items()} == {n: file[0] for n, file in there.items()}:
+            self._remember(known)
+        else:
+            self._pull(there, lambda name: True)
 
     def push(self) -> None:
         """Make the bucket as the copy; what cannot go up is left for the next time."""
@@ -204,8 +214,8 @@ class Copy:
         pool, total = ThreadPoolExecutor(THREADS), sum(sizes.values())
         try:
             running = {pool.submit(work, name): size for name, size in sizes.items()}
-            bar = tqdm(desc=self.address, total=total, unit="B", unit_scale=True, leave=False)
-            with bar:
+            scale = {"unit": "B", "unit_scale": True}
+            with tqdm(desc=self.address, total=total, **scale, leave=False, delay=1) as bar:  # type: ignore
                 for done in as_completed(running):
                     done.result()
                     bar.update(running[done])
