@@ -144,7 +144,7 @@ def log(folder):
 
 def test_a_run_in_a_bucket_ends_as_one_in_a_folder(server, another_machine, tmp_path):
     """The bucket fails for a while, then for good; another machine goes on, a third evaluates."""
-    options = small.settings(**{"train.checkpoint_every": 1, "text.cache": str(tmp_path / "text")})
+    options = small.settings(**{"train.checkpoint_every": 1, "data.images.val": 2})
     loop.train(options, tmp_path / "folder")
     left = iter(range(3))
 
