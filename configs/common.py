@@ -44,7 +44,8 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             # steps after the first that are traced into `profile/` of the workdir, for xprof and
             # TensorBoard; 0: none (any value, same result)
             "profile": 0,
-            "init_from": "",  # workdir or model directory whose trained weights to start from
+            # workdir or model directory, here or in a bucket, whose trained weights to start from
+            "init_from": "",
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {
                 "data": -1,  # devices that share a batch; -1: all the rest (any value, same result)

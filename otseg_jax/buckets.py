@@ -29,6 +29,7 @@ HOME: Final = "OTSEG_JAX_BUCKETS"
 """The environment variable that says where copies lie."""
 
 FOLDER = "~/.cache/otseg_jax/buckets"
+READ = "read"  # in it: copies beside those that somebody may work in
 RECORD, LOCK = ".bucket.json", ".bucket.lock"
 WAITS = (1, 2, 4, 8, 16, 32, 64)
 """Seconds between tries."""
@@ -49,7 +50,7 @@ class Unreachable(OSError):
     """A bucket that was tried for a while, or that refuses."""
 
 
-def here(name: str | os.PathLike[str]) -> Path:
+def here(name: str | os.PathLike[str], tree: str = "") -> Path:
     """The folder that a name stands for; of a bucket, that of its copy on this machine."""
     if not paths.in_bucket(name):
         return paths.local(name)
@@ -57,23 +58,27 @@ def here(name: str | os.PathLike[str]) -> Path:
     parts = [part for part in rest.split("/") if part]
     if not parts or {".", ".."} & {*parts}:
         raise ValueError(f"{name} is no place in a bucket: wanted {kind}://BUCKET/FOLDER")
-    return paths.local(os.environ.get(HOME) or FOLDER).joinpath(kind, *parts)
+    return paths.local(os.environ.get(HOME) or FOLDER).joinpath(tree, kind, *parts)
 
 
 def of(folder: Path) -> "Copy | None":
     """The copy that a folder here is, if it is one; the reverse of `here`."""
     home = paths.local(os.environ.get(HOME) or FOLDER)
-    if not folder.is_relative_to(home) or len(parts := folder.relative_to(home).parts) < 2:
-        return None
-    return Copy(f"{parts[0]}://{'/'.join(parts[1:])}")
+    kind, *rest = folder.relative_to(home).parts if folder.is_relative_to(home) else ("",)
+    return Copy(f"{kind}://{'/'.join(rest)}") if kind in paths.BUCKETS and rest else None
+
+
+def fetched(name: str | os.PathLike[str]) -> Path:
+    """The folder that a name stands for; of a bucket, a copy to read that is like it now."""
+    return Copy(name, READ).pull() if paths.in_bucket(name) else paths.local(name)
 
 
 class Copy:
     """A folder in a bucket, and its copy here; what the bucket refuses is an `Unreachable`."""
 
-    def __init__(self, address: str | os.PathLike[str]) -> None:
+    def __init__(self, address: str | os.PathLike[str], tree: str = "") -> None:
         """Errors as of `paths.resolve`; nothing is read or written."""
-        self.folder, self.address = here(address), os.fspath(address).rstrip("/")
+        self.folder, self.address = here(address, tree), os.fspath(address).rstrip("/")
         kind, _, self._root = self.address.partition("://")
         self._bucket = fsspec.filesystem(kind, use_listings_cache=False)
         self._ended, self._told = threading.Event(), 0

@@ -1,18 +1,13 @@
 """Workdirs in a bucket: what a run leaves there is whole, whatever fails, and anybody goes on."""
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import small
 from bucket_server import BUCKET, serve
 
-from otseg_jax import buckets, cli
+from otseg_jax import buckets
 from otseg_jax.checkpoints import lock
-from otseg_jax.checkpoints.failure import SaveError
-from otseg_jax.checkpoints.run import Checkpoints
-from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
 RUN = f"{BUCKET}/runs/one"
@@ -135,40 +130,3 @@ def test_a_bucket_that_cannot_be_used_is_told_before_the_work(server, tmp_path):
     with pytest.raises(buckets.Unreachable, match=GONE):
         loop.train(small.settings(), RUN)
     assert not here()
-
-
-def log(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-
-def test_a_run_in_a_bucket_ends_as_one_in_a_folder(server, another_machine, tmp_path):
-    """The bucket fails for a while, then for good; another machine goes on, a third evaluates."""
-    options = small.settings(**{"train.checkpoint_every": 1, "data.images.val": 2})
-    loop.train(options, tmp_path / "folder")
-    left = iter(range(3))
-
-    def refuse(asked):
-        first = "checkpoints/1/" in asked and next(left, None) is not None
-        return first or (asked.startswith("PUT") and "checkpoints/3/files.json" in asked)
-
-    server.refuse = refuse
-    with pytest.raises(SaveError, match=GONE) as failed:
-        loop.train(options, RUN)
-    assert cli.is_ours(failed.value)
-    assert next(left, None) is None
-    server.refuse = lambda asked: False
-
-    another_machine()
-    loop.train(options, RUN)
-    assert log(buckets.here(RUN)) == log(tmp_path / "folder")
-    results = json.loads((tmp_path / "folder/results.json").read_text())
-    assert json.loads((buckets.here(RUN) / "results.json").read_text()) == results
-
-    another_machine()
-    with lock.hold(RUN), Checkpoints(buckets.here(RUN) / "checkpoints") as checkpoints:
-        assert checkpoints.steps() == [2, 4]
-    (buckets.here(RUN) / "results.json").unlink()
-    report.evaluate(options, RUN)
-    found = json.loads(Path(buckets.here(RUN), "results.json").read_text())
-    assert found == results
