@@ -44,7 +44,8 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
             # steps after the first that are traced into `profile/` of the workdir, for xprof and
             # TensorBoard; 0: none (any value, same result)
             "profile": 0,
-            "init_from": "",  # workdir or model directory whose trained weights to start from
+            # workdir or model directory, here or in a bucket, whose trained weights to start from
+            "init_from": "",
             "init_step": 0,  # its step; 0: half its schedule if transductive, else its latest
             "mesh": {
                 "data": -1,  # devices that share a batch; -1: all the rest (any value, same result)
@@ -93,7 +94,7 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 # tfds:NAME is one that TensorFlow Datasets wrote, with a photo and a mask
                 "dataset": "",
                 # folder of the data set, or of its records, as python -m otseg_jax.prepare writes
-                # them (any value, same result)
+                # them, these also in a bucket: gs://…, s3://… (any value, same result)
                 "root": "",
                 "augmented": True,  # VOC: add the images of aug.txt
                 "raw_ids": False,  # COCO: convert raw ids while reading

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from otseg_jax import paths, processes, settings, sharding, text
+from otseg_jax import buckets, paths, processes, settings, sharding, text
 from otseg_jax.checkpoints import pretrained, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
@@ -66,7 +66,7 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
         hub.tokenizer(given.clip.tokenizer)  # before the work
     # a run may go on in another folder
     source, tokenizer = _absolute(given.clip.source), _absolute(given.clip.tokenizer)
-    start = str(paths.resolve(given.init_from)) if given.init_from else ""
+    start = str(buckets.fetched(given.init_from)) if given.init_from else ""
     clip = replace(given.clip, source=source, tokenizer=tokenizer)
     options = replace(given, clip=clip, init_from=start)
     for doubt in settings.doubts(options):

@@ -52,7 +52,9 @@ def quiet_libraries() -> None:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         # what Orbax logs as an error it raises too, and we say it in one line
         handler.addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its threads, when a save fails
+    # of Orbax's threads when a save fails; what the other logs as an error it raises too
+    for name in ("asyncio", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("otseg_jax").setLevel(logging.INFO)
 
 

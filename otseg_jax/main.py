@@ -31,7 +31,10 @@ from otseg_jax.training import loop
 FLAGS = flags.FlagValues()
 flags.DEFINE_bool("help", False, "Show this help", flag_values=FLAGS)
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of checkpoints, logs, tables and pictures", flag_values=FLAGS
+    "workdir",
+    None,
+    "Folder of checkpoints, logs, tables and pictures, here or in a bucket: gs://…, s3://…",
+    flag_values=FLAGS,
 )
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and evaluate, or evaluate only", flag_values=FLAGS

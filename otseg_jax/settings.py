@@ -115,7 +115,7 @@ class Data:
     """Which photos, and how they are prepared."""
 
     dataset: Annotated[str, AfterValidator(splits.check_name)]
-    root: LocalPlace
+    root: Place
     augmented: Switch
     raw_ids: Switch
     images: Images

@@ -4,16 +4,19 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import small
+from bucket_server import BUCKET, serve
 from PIL import Image
 
 import otseg_jax
 from configs import common
-from otseg_jax import build
+from otseg_jax import buckets, build
 from otseg_jax.checkpoints import restore, spec
+from otseg_jax.checkpoints.failure import SaveError
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.cli import is_ours
 from otseg_jax.convert import convert
@@ -134,6 +137,45 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     for name, value in weights(tmp_path, 4).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert (tmp_path / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+def test_a_run_in_a_bucket_ends_as_one_in_a_folder(finished, weights, tmp_path, monkeypatch):
+    """The bucket fails for a while, then for good; another machine goes on, a third evaluates."""
+    run, left = f"{BUCKET}/runs/one", iter(range(3))
+
+    def refuse(asked):
+        first = "checkpoints/2/" in asked and next(left, None) is not None
+        return first or (asked.startswith("PUT") and "checkpoints/4/files.json" in asked)
+
+    def machine(number):
+        monkeypatch.setenv(buckets.HOME, str(tmp_path / f"machine{number}"))
+        return buckets.here(run)
+
+    with serve(tmp_path) as server:
+        machine(1)
+        server.refuse = refuse
+        with pytest.raises(SaveError, match=r"one cannot be reached .* the same command") as no:
+            loop.train(small.settings(), run)
+        assert is_ours(no.value)
+        assert next(left, None) is None
+        server.refuse = lambda asked: False
+
+        second = machine(2)
+        loop.train(small.settings(), run)
+        for step, line in log(finished).items():
+            assert log(second)[step]["loss"] == line["loss"], step
+
+        kept = machine(3) / "metrics.jsonl"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("a run is under way here")
+        options = small.settings(init_from=run)
+        report.evaluate(options, tmp_path / "evaluated")
+        assert kept.read_text() == "a run is under way here"
+        expected = weights(finished, 4)
+        for name, value in weights(Path(options.init_from), 4).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    for workdir in (second, tmp_path / "evaluated"):
+        assert (workdir / "results.json").read_text() == (finished / "results.json").read_text()
 
 
 def test_transductive_starts_from_the_half(finished, weights, tmp_path, caplog):

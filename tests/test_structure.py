@@ -13,6 +13,7 @@ PACKAGE = ROOT / "otseg_jax"
 LADDER = [
     {"interrupt", "config_file"},
     {"ot", "cli", "paths", "processes", "sharding", "devices"},
+    {"buckets"},
     {"data", "fields", "compile_cache"},
     {"models"},
     {"settings"},

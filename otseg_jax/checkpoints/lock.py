@@ -16,7 +16,8 @@ from pathlib import Path
 import filelock
 import jax
 
-from otseg_jax import paths, processes
+from otseg_jax import buckets, paths, processes
+from otseg_jax.checkpoints import mirror
 
 NAME = "run.lock"
 OWNER = "run.owner"  # of filelock's format: a dead process of this machine holds nothing by it
@@ -30,14 +31,17 @@ LOGGER = logging.getLogger(__name__)
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Hold a workdir until the block ends, or the process.
 
-    Of several processes of one run the first holds it. Reading needs no hold.
+    Of several processes of one run the first holds it. Reading needs no hold. Of one in a bucket
+    the copy is held, on this machine alone.
 
     Raises:
         ValueError: another process holds it, or it cannot be written; nothing was changed.
+        OSError: errors as of `mirror.kept`.
     """
-    folder = paths.check_writable(workdir)
+    folder = paths.check_writable(buckets.here(workdir))
     with contextlib.ExitStack() as held:
         processes.together(held.enter_context)(_held(folder))
+        held.enter_context(mirror.kept(folder))
         yield folder
 
 

@@ -1,9 +1,10 @@
 """Open a split of a data set, wherever it lies: in folders, in records, or nowhere but in code."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from otseg_jax import paths
+from otseg_jax import buckets, paths
 from otseg_jax.data import folders, records, tfds_sets
 from otseg_jax.data.classes import VOCABULARIES
 from otseg_jax.data.folders import Folder
@@ -30,10 +31,10 @@ def open_split(
     """One split of a data set that lies in records or in folders; errors as of `folders.index`.
 
     Raises:
-        FileNotFoundError: no such records, split or shards.
+        FileNotFoundError: no such records, split or shards; a bucket without records.
         ValueError: records of another data set, half-written, damaged, or made otherwise.
     """
-    if place := find(root, dataset):
+    if place := find(root, dataset, split):
         return _open(place, dataset, split, augmented)
     if not dataset.startswith(tfds_sets.PREFIX):
         try:
@@ -53,17 +54,48 @@ def open_split(
     )
 
 
-def find(root: str | Path, dataset: str) -> Path | None:
-    """The folder with the records of a data set, ROOT/NAME/VERSION or the root itself, if any."""
-    root, versions = paths.local(root), []
-    for above in (root / dataset.removeprefix(tfds_sets.PREFIX), root):
-        if above.is_dir():
-            named = [p for p in above.glob("[0-9]*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
-            versions += sorted(named, key=lambda p: [*map(int, p.name.split("."))], reverse=True)
-    for place in (root, *versions):
-        if (place / FEATURES).is_file() or (place / PLAN).is_file():
-            return place
-    return None
+def find(root: str | Path, dataset: str, split: str = "") -> Path | None:
+    """The folder with the records of a data set, ROOT/NAME/VERSION or the root itself, if any.
+
+    Of those in a bucket it is a copy here, with the shards of that split alone; errors as of
+    `open_split` and `buckets`.
+    """
+    if paths.in_bucket(root):
+        return _copied(buckets.Copy(root), dataset, split)
+    root = paths.local(root)
+
+    def names(under: str) -> list[str]:
+        return [path.name for path in (root / under).iterdir()] if (root / under).is_dir() else []
+
+    place = _find(names, dataset)
+    return None if place is None else root / place
+
+
+def _find(names: Callable[[str], list[str]], dataset: str) -> str | None:
+    """As `find`, below a root, of which `names` tells what lies in a folder."""
+    places = [""]
+    for above in (dataset.removeprefix(tfds_sets.PREFIX), ""):
+        named = [name for name in names(above) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+        named.sort(key=lambda name: [*map(int, name.split("."))], reverse=True)
+        places += [f"{above}/{name}".lstrip("/") for name in named]
+    return next((place for place in places if {FEATURES, PLAN} & {*names(place)}), None)
+
+
+def _copied(root: buckets.Copy, dataset: str, split: str) -> Path:
+    place = _find(root.names, dataset)
+    if place is None:
+        raise FileNotFoundError(
+            f"{root.address} holds {some(root.names()) or 'nothing'}, and no records of {dataset}; "
+            f"files are not read from a bucket: on a machine that has them, python -m "
+            f"otseg_jax.prepare {dataset} --root=DIR --output={root.address} writes records"
+        )
+
+    def wanted(name: str) -> bool:
+        # what TFDS wrote may have other names
+        shard = re.fullmatch(r".+-(\w+)\.array_record-\d+-of-\d+", name)
+        return shard is None or shard[1] == split or dataset.startswith(tfds_sets.PREFIX)
+
+    return buckets.Copy(f"{root.address}/{place}").pull(wanted)
 
 
 def _open(place: Path, dataset: str, split: str, augmented: bool) -> Records:

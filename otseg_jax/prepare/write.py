@@ -76,13 +76,10 @@ def prepare(
             (place / records.PLAN).unlink()
     seconds, done = time.perf_counter() - began, _photos(whole)
     size = sum(map(sum, lengths.values())) / 1e6
-    reads = f"--config.data.root={output}"
-    if paths.in_bucket(place):
-        reads = f"Copied to a folder DIR/{name}, --config.data.root=DIR"
     return (
         f"{place}: {done:,} photos in {len(whole)} shards, {size:,.1f} MB; "
         f"{_photos(missing):,} written, all compared with their files, in {seconds:.1f} s "
-        f"({done / seconds:,.0f} photos/s). {reads} reads them"
+        f"({done / seconds:,.0f} photos/s). --config.data.root={output} reads them"
     )
 
 

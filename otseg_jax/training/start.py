@@ -11,7 +11,7 @@ import optax
 
 from otseg_jax import sharding
 from otseg_jax.build import Experiment, Split
-from otseg_jax.checkpoints import compare, restore, spec
+from otseg_jax.checkpoints import compare, mirror, restore, spec
 from otseg_jax.checkpoints.restore import Trained
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record
@@ -29,7 +29,8 @@ def checkpoints_of(workdir: Path, options: Settings, vocabulary: Vocabulary) -> 
     """The checkpoints of a run: latest, best on validation, and the half of the schedule."""
     # a transductive run starts from the half of an inductive one
     half, metric = restore.half(options.train.steps), "hiou" if vocabulary.unseen else "miou"
-    return Checkpoints(workdir / restore.CHECKPOINTS, milestones=[half], metric=metric)
+    directory = workdir / restore.CHECKPOINTS
+    return mirror.checkpoints(directory, milestones=[half], metric=metric)
 
 
 @together

@@ -93,10 +93,13 @@ ROWS = [
     fields("--config.data.root=http://host/voc", r"data\.root.*http:// is not read: fetch it"),
     fields("--config.init_from=gs://bucket/run", r"init_from.*pip install gcsfs"),
     fields("--config.data.root=~nobody_here/x", r"data\.root.*there is no such user here"),
+    fields("--config.data.root=gs://bucket/data", r"data\.root.*bucket, and gcsfs is not inst"),
+    fields("--config.data.root=gs:/bucket/data", r"gs:/bucket/data is an address, .* is not read"),
+    fields("--config.compile_cache=gs://bucket/x", r"compile_cache.* a bucket, and no place for"),
     fields(
-        "--config.data.root=gs://bucket/data", r"data\.root.*is a bucket, and no place for this"
+        "--workdir=gs://b/x", r"^error: gs://b/x is a bucket, and gcsfs is not installed: pip in"
     ),
-    typed("otseg_jax.main --config=configs/shapes.py --workdir=gs://b/x", r"gs://b/x is a bucket"),
+    fields("--workdir=s3:/b/x", r"^error: s3:/b/x is an address, and s3:/ is not read"),
     typed("otseg_jax.convert gs://bucket/model {folder}/out", r"gs://bucket/model is a bucket"),
     typed("otseg_jax.convert shapes-clip s3://bucket/out", r"s3://bucket/out is a bucket"),
     place("gs:/bucket/run", r"gs:/bucket/run is a bucket"),

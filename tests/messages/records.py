@@ -69,7 +69,7 @@ ROWS = [
     typed(f"{PREPARE} voc12 {TO} --config=configs/shapes.py", r"--config is of a training: name a"),
     typed(f"{PREPARE} voc12 {TO} --out=x", r"there is no flag --out; --help lists the flags"),
     typed(f"{PREPARE} voc12 --root={{folder}}/no --output=out", r"/no is not a folder: .*root mus"),
-    typed(f"{PREPARE} voc12 --root=gs://bucket --output=out", r"gs://bucket is a bucket, and no p"),
+    typed(f"{PREPARE} voc12 --root=gs://bucket --output=out", r"gs://bucket is a bucket, and gcsf"),
     typed(f"{PREPARE} voc12 {TO}", r"looked for JPEGImages/ in .*VOC2012; name the folder that"),
     typed(f"{PREPARE} ade20k {TO} --splits=test", r"split 'test': wanted 'train' or 'val'"),
     typed(f"{PREPARE} ade20k {TO} --splits=", r"--splits is empty: wanted train, val or train,val"),
