@@ -164,6 +164,17 @@ def test_the_readme_holds_what_an_h200_took():
     assert f"ott-jax takes {ott:.1f} ms" in readme
 
 
+def test_no_failure_that_was_tried_lost_a_planned_save():
+    found = json.loads((FOLDER / "failures.json").read_text())
+    kinds = [found[kind] for kind in ("kill", "stop one", "stop all")]
+    assert sum(kind["times"] for kind in kinds) == 40
+    assert not any(kind["steps_lost_beyond_the_last_planned_save"] for kind in kinds)
+    assert found["runs_that_end_otherwise"] == 0
+    longest = max(kind["longest_until_all_ended_seconds"] for kind in kinds)
+    row = f"ended after {longest:.0f} seconds at most, and each of {found['runs_to_the_end']} runs"
+    assert row in (FOLDER / "README.md").read_text()
+
+
 def test_the_readme_holds_the_speeds_that_were_measured():
     rows = json.loads((FOLDER / "benchmark_model.json").read_text())["rows"]
     work = {
@@ -182,6 +193,20 @@ def test_the_readme_holds_the_speeds_that_were_measured():
     shown = [line for line in readme.splitlines() if line.startswith(("| VOC,", "| COCO,"))]
     assert len(shown) == 10
     assert set(shown) <= measured
+    steps = {
+        (case["sizes"], case["work"]): row
+        for row in rows
+        if (case := row["case"])["work"].startswith("step") and case["dtype"] == "float32"
+    }
+    kinds = [(sizes, work) for work in ("step", "step with remat") for sizes in ("VOC", "COCO")]
+    ours = [f"{steps[kind]['ours']['peak_again_gb']:.1f}" for kind in kinds]
+    theirs = [f"{steps[kind]['torch']['peak_gb']:.1f}" for kind in kinds[:2]]
+    faster = [f"{steps[kind]['ratio']:.1f}" for kind in kinds[2:]]
+    assert (
+        f"takes {ours[0]} GB for VOC and {ours[1]} GB for COCO (PyTorch {theirs[0]} and "
+        f"{theirs[1]}), and with `--config.model.remat=True` {ours[2]} and {ours[3]} GB, "
+        f"{faster[0]} and {faster[1]} times as fast as PyTorch"
+    ) in " ".join(readme.split())
 
 
 def test_the_plain_scan_gets_no_update_more_than_it_needs():
