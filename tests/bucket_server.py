@@ -47,7 +47,7 @@ def started() -> tuple[Failing, int]:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
     except ImportError:
-        conftest.missing("moto and s3fs (pip install 'otseg_jax[suite]')")
+        conftest.missing("moto and s3fs (pip install -e '.[test]')")
     failing = Failing(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, failing, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

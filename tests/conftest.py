@@ -16,6 +16,7 @@ import pytest
 from experiments import demo as browser
 
 if TYPE_CHECKING:
+    from bucket_server import Failing
     from playwright.sync_api import Page
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -67,6 +68,15 @@ def tab() -> "Iterator[Page]":
             missing(what)
     with browser.opened() as page:
         yield page
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> "Iterator[Failing]":
+    """A stand-in of S3 with one empty bucket."""
+    from bucket_server import serve  # which needs `missing`
+
+    with serve(tmp_path / "cache") as failing:
+        yield failing
 
 
 def missing(what: str) -> NoReturn:

@@ -3,7 +3,7 @@
 import own_data
 import pytest
 import small
-from bucket_server import BUCKET, serve
+from bucket_server import BUCKET
 
 from otseg_jax import buckets, build
 from otseg_jax.data import splits
@@ -11,12 +11,6 @@ from otseg_jax.prepare import prepare
 
 RECORDS = f"{BUCKET}/records"
 PLACE = "folder/1.0.0"
-
-
-@pytest.fixture
-def server(tmp_path):
-    with serve(tmp_path / "cache") as server:
-        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import small
-from bucket_server import BUCKET, serve
+from bucket_server import BUCKET
 
 from otseg_jax import buckets
 from otseg_jax.checkpoints import lock
@@ -12,12 +12,6 @@ from otseg_jax.training import loop
 
 RUN = f"{BUCKET}/runs/one"
 GONE = r"s3://bucket/runs/one cannot be reached .*Unavailable.*: the same command goes on from what"
-
-
-@pytest.fixture
-def server(tmp_path):
-    with serve(tmp_path / "cache") as server:
-        yield server
 
 
 @pytest.fixture

@@ -145,7 +145,8 @@ def test_masked_pixels_and_prompts_are_as_if_they_were_not_there(options):
     plan = sinkhorn(padded, **options, **weights)
     bare = similarity[0][np.ix_(pixels, prompts)]
     expected = sinkhorn(bare, **options)
-    # both within the tolerance of the marginals, which small entries feel the most
+    # both within the tolerance of the marginals, which small entries feel the most (1.3e-8 there
+    # on an H200)
     np.testing.assert_allclose(plan[0][np.ix_(pixels, prompts)], expected, rtol=2e-5, atol=5e-8)
     assert not np.any(np.asarray(plan[0])[~kept])
     value, gradients = jax.jit(jax.value_and_grad(total))(padded, weights)

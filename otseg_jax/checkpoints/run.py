@@ -57,7 +57,7 @@ class Checkpoints:
         """Open the checkpoints of a run, or get ready to write the first.
 
         Args:
-            directory: a folder, or a bucket ("gs://…"); need not exist, and may not be a file.
+            directory: a folder; need not exist, and may not be a file.
             milestones: steps never deleted, such as the one that a transductive run starts from.
             metric: key of `judge(metrics)` that decides which is best; higher is better.
         """
