@@ -13,6 +13,7 @@ from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import confusions, metrics
 from otseg_jax.evaluation.confusions import FILE, Confusions
 from otseg_jax.evaluation.tally import Tally
+from otseg_jax.evaluation.words import Best
 
 VOCABULARY = Vocabulary(("cat", "dog", "sky", "tree"), unseen=(1,))
 
@@ -30,7 +31,8 @@ def evaluated(skill, *, seed=0, names=tuple(f"photo {i}" for i in range(12)), me
         }
         maps = {method: labels.astype(np.int32) for method, labels in maps.items()}
         tally.name(name)
-        tally.add(number, truth, maps, {})
+        best = {method: Best(None, labels, None, None) for method, labels in maps.items()}
+        tally.add(number, truth, tally.count(truth, best))
         for method, labels in maps.items():
             total[method] += metrics.confusion(truth, labels, 4)
     return tally.finished(dataset="pets", main=methods[0]).confusions, total

@@ -14,6 +14,7 @@ from otseg_jax.evaluation.about import About
 from otseg_jax.evaluation.gallery import EACH, Gallery
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.tally import Tally
+from otseg_jax.evaluation.words import Best
 from otseg_jax.models.otseg import OTSegConfig
 
 HOSTILE = "<script>alert(1)</script>"
@@ -39,7 +40,9 @@ def written(path, *, unswept="for a reason", vocabulary=VOCABULARY):
         photo, prediction = example(number, right=right)
         photo["name"] = HOSTILE + "\udce9.png"  # a file name that is no text
         tally.name(photo["name"])
-        tally.add(number, photo["label"], {"one": prediction, "two": prediction * 0}, {})
+        maps = {"one": prediction, "two": prediction * 0}
+        best = {method: Best(None, labels, None, None) for method, labels in maps.items()}
+        tally.add(number, photo["label"], tally.count(photo["label"], best))
         gallery.see(number, photo, prediction)
     found = tally.finished(dataset="pets", main="one", unswept=unswept)
     html.write(path, found, gallery.chosen(), vocabulary, ABOUT)

@@ -5,7 +5,9 @@ import pytest
 
 from otseg_jax.data.classes import IGNORE
 from otseg_jax.evaluation import metrics, offsets
-from otseg_jax.evaluation.offsets import Rivals, Sweep
+from otseg_jax.evaluation.counting import count
+from otseg_jax.evaluation.offsets import Sweep
+from otseg_jax.evaluation.words import Best
 
 LABELLED = np.array([True, False, True, True, False])
 NAMES = [f"c{k}" for k in range(5)]
@@ -28,10 +30,13 @@ def test_every_point_of_the_curve_is_an_evaluation_at_that_offset(levels):
         scores = (rng.integers(0, levels, (5, *shape)) * 256 // levels / 256).astype(np.float32)
         photos.append((truth, scores))
         shifted = scores - np.float32(base) * LABELLED[:, None, None]
-        (first, ahead), (second, behind) = (best(shifted, kept) for kept in (LABELLED, ~LABELLED))
-        rivals = Rivals.of(first, second, ahead - behind)
-        np.testing.assert_array_equal(rivals.label, shifted.argmax(0))
-        sweep.add(truth, rivals)
+        label, score = zip(*(best(shifted, kept) for kept in (LABELLED, ~LABELLED)), strict=True)
+        rivals = Best(np.stack(score), np.stack(label), None, None)
+        found = count(rivals, truth, sweep.thresholds, classes=5)
+        np.testing.assert_array_equal(found.label, shifted.argmax(0))
+        wanted = metrics.confusion(truth, shifted.argmax(0), 5)
+        np.testing.assert_array_equal(found.confusion, wanted)
+        sweep.add(found.swept)
     curve = sweep.curve([1, 4])
     assert base in curve.offsets
     assert (curve.offsets[0], curve.offsets[-1]) == (-1.0, 1.0)
@@ -62,6 +67,7 @@ def test_area_under_seen_over_unseen():
 
 def test_nothing_scored_leaves_the_curve_undefined():
     sweep = Sweep(LABELLED, 0.0)
-    empty = np.zeros((2, 2), np.int32)
-    sweep.add(np.full((2, 2), IGNORE, np.int16), Rivals.of(empty, empty + 1, np.zeros((2, 2), "f")))
+    rivals = Best(np.zeros((2, 2, 2), "f"), np.zeros((2, 2, 2), "i"), None, None)
+    nothing = np.full((2, 2), IGNORE, np.int16)
+    sweep.add(count(rivals, nothing, sweep.thresholds, classes=5).swept)
     assert np.isnan(sweep.curve([1, 4]).harmonic).all()

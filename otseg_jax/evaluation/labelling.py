@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import stitching, words
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import Logits
-from otseg_jax.evaluation.offsets import Rivals
 from otseg_jax.evaluation.stitching import Stitched
 from otseg_jax.evaluation.words import Best, Words
 
@@ -34,7 +33,9 @@ def label_maps(
         logits: by every output, of the windows of each view.
     """
     found = best(logits, views, asked, how, size=size)
-    return {name: label_map(each, size) for name, each in found.items()}
+    for each in found.values():
+        each.label.copy_to_host_async()
+    return {name: label_map(each.label, size) for name, each in found.items()}
 
 
 def best(
@@ -50,8 +51,8 @@ def best(
 
     Args:
         logits: as of `label_maps`.
-        groups: some classes, but not all: the best of these and the best of the others, for
-            `rivals`; for methods without a threshold. None: of all, for `label_map`.
+        groups: some classes, but not all: the best of these and the best of the others; for
+            methods without a threshold. None: of all.
     """
     found = {}
     for name in logits[0]:
@@ -60,19 +61,12 @@ def best(
             found[name] = _thresholded(whole, how)
         else:
             found[name] = whole.best(np.stack([groups, ~groups]), sums=False)
-        found[name].label.copy_to_host_async()
     return found
 
 
-def label_map(best: Best, size: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
-    """The class of every pixel."""
-    return np.asarray(best.label)[: size[0], : size[1]]
-
-
-def rivals(best: Best, size: tuple[int, int]) -> Rivals:
-    """The best of some classes and the best of the others."""
-    label, score = (np.asarray(x)[:, : size[0], : size[1]] for x in (best.label, best.score))
-    return Rivals.of(label[0], label[1], score[0] - score[1])
+def label_map(label: Int32[Array, "h w"], size: tuple[int, int]) -> Int32[np.ndarray, "H W"]:
+    """The class of every pixel of a photo, from that of its canvas."""
+    return np.asarray(label)[: size[0], : size[1]]
 
 
 def _thresholded(whole: Stitched, how: Inference) -> Best:

@@ -30,8 +30,6 @@ ROWS = {
 }
 WHOLE = ("miou", "pixel_accuracy")  # over all classes, without a split of them
 
-_DENSE = 1 << 20  # pairs of classes up to which all are counted, also those that do not occur
-
 # Two blanks between columns; rules run right across, through the blanks as well.
 _LAYOUT = simple_separated_format("  ")._replace(linebelowheader=Line("", "-", "--", ""))
 
@@ -75,13 +73,14 @@ def pairs(
         [[0, 1], [0, 0], [1, 1]]
     """
     codes = _codes(truth, prediction, num_classes)
-    if num_classes**2 <= _DENSE:
-        counts = np.bincount(codes)
-        found = np.flatnonzero(counts)
-        counts = counts[found]
-    else:
-        found, counts = np.unique(codes, return_counts=True)
+    found, counts = np.unique(codes, return_counts=True)
     return np.stack([*np.divmod(found, num_classes), counts]).astype(np.int32)
+
+
+def occurring(confusion: Integer[np.ndarray, "k k"]) -> Int32[np.ndarray, "3 n"]:
+    """As `pairs`, from all counts."""
+    places = np.nonzero(confusion)
+    return np.stack([*places, confusion[places]]).astype(np.int32)
 
 
 class Pixels(NamedTuple):
@@ -231,11 +230,24 @@ def _codes(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.nd
         counted = truth != IGNORE
         truth, prediction = truth[counted].astype(np.int64), prediction[counted].astype(np.int64)
         for name, ids in (("truth", truth), ("prediction", prediction)):
-            if unknown := np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist():
-                problems.append(f"{name} holds {unknown}, wanted 0 .. {num_classes - 1}")
+            problems += _unknown(name, ids, num_classes)
+    _refuse(problems)
+    return num_classes * truth + prediction
+
+
+def check_ids(truth: Integer[np.ndarray, "h w"], num_classes: int) -> None:
+    """That a label holds ids of classes and `IGNORE` alone; else a ValueError."""
+    _refuse(_unknown("truth", truth[truth != IGNORE], num_classes))
+
+
+def _unknown(name: str, ids: Integer[np.ndarray, " n"], num_classes: int) -> list[str]:
+    found = np.unique(ids[(ids < 0) | (ids >= num_classes)])[:5].tolist()
+    return [f"{name} holds {found}, wanted 0 .. {num_classes - 1}"] if found else []
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ValueError("cannot compare the label maps: " + "; ".join(problems))
-    return num_classes * truth + prediction
 
 
 def _check_classes(size: int, names: Sequence[str], unseen: Sequence[int]) -> None:

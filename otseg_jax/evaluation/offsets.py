@@ -10,41 +10,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Integer
+from jaxtyping import Bool, Float32, Float64
 
 from otseg_jax import processes
-from otseg_jax.data.classes import IGNORE
 from otseg_jax.evaluation import metrics
+from otseg_jax.evaluation.counting import Swept
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.models.training_free import TrainingFreeConfig
 
 STEP = 0.02
-_MORE = np.float32(np.inf)
 ENDS = 1.0  # scores are in 0..1: from -1, where labelled classes always win, to 1, where they never
-
-
-class Rivals(NamedTuple):
-    """The two classes that an offset decides between, for every pixel of a photo."""
-
-    labelled: Int32[np.ndarray, "H W"]  # best class that was trained with labels
-    other: Int32[np.ndarray, "H W"]  # best of the others
-    lead: Float32[np.ndarray, "H W"]  # of the first, at the offset of the evaluation
-
-    @classmethod
-    def of(
-        cls,
-        labelled: Int32[np.ndarray, "H W"],
-        other: Int32[np.ndarray, "H W"],
-        lead: Float32[np.ndarray, "H W"],
-    ) -> "Rivals":
-        """From the difference of their scores; of equals the first wins, as among all classes."""
-        first = labelled < other
-        return cls(labelled, other, np.nextafter(lead, _MORE, out=lead.copy(), where=first))
-
-    @property
-    def label(self) -> Int32[np.ndarray, "H W"]:
-        """The class of every pixel."""
-        return np.where(self.lead > 0, self.labelled, self.other)
 
 
 class Curve(NamedTuple):
@@ -82,20 +57,22 @@ class Sweep:
         steps = round(ENDS / STEP)
         regular = (np.arange(-steps, steps + 1) * STEP).round(6)
         self.offsets = np.unique([*regular, round(base, 6)])  # it may be a float32
-        # by class and by the number of offsets at which the labelled rival wins
         shape = len(labelled), len(self.offsets) + 1
         self._right, self._found = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._truth = np.zeros(len(labelled), np.int64)
 
-    def add(self, truth: Integer[np.ndarray, "H W"], rivals: Rivals) -> None:
+    @property
+    def thresholds(self) -> Float32[np.ndarray, " n"]:
+        """By more than which a class must lead to win at each offset, ascending."""
+        exact = self.offsets - self.base
+        near = exact.astype(np.float32)
+        # rounded down: no float32 lies between
+        return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+
+    def add(self, photo: Swept) -> None:
         """Count one more photo."""
-        counted = truth != IGNORE
-        label, bins = truth[counted].astype(np.int64), self._bins(rivals.lead[counted])
-        self._truth += np.bincount(label, minlength=len(self._truth))
-        for rival in (rivals.labelled[counted], rivals.other[counted]):
-            places = rival.astype(np.int64) * self._found.shape[1] + bins
-            for counts, chosen in ((self._found, places), (self._right, places[rival == label])):
-                counts += np.bincount(chosen, minlength=counts.size).reshape(counts.shape)
+        for counts, more in zip((self._right, self._found, self._truth), photo, strict=True):
+            counts += np.asarray(more)
 
     def joined(self) -> "Sweep":
         """That of the photos of all processes."""
@@ -110,10 +87,6 @@ class Sweep:
         truth = np.broadcast_to(self._truth, right.shape)
         at = metrics.measures(metrics.Pixels(right, truth, found), unseen)
         return Curve(self.offsets, at["miou_seen"], at["miou_unseen"], at["hiou"], self.base)
-
-    def _bins(self, lead: Float32[np.ndarray, " n"]) -> np.ndarray:
-        # it wins at an offset if it leads by more than what that adds to the one of the evaluation
-        return np.searchsorted(self.offsets - self.base, lead.astype(np.float64))
 
     def _at_offsets(self, counts: np.ndarray) -> np.ndarray:
         """Pixels by offset and class, from those by class and bin."""

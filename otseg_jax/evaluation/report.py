@@ -154,7 +154,7 @@ def report(
     images = experiment.settings.eval.images
     gallery = Gallery(len(photos(len(source), images)))
 
-    def on_photo(number: int, example: Mapping[str, Any], maps: dict[str, np.ndarray]) -> None:
+    def on_photo(number: int, example: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> None:
         gallery.see(number, example, maps[main])
         if number < SHOWN:
             rows.append((example["image"], example["label"], maps[main]))

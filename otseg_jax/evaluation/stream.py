@@ -1,7 +1,7 @@
 """A split on its way through: photos are read, cut, predicted, stitched and counted side by side.
 
 Windows of several photos share a batch. While the device works on one, the host reads and cuts
-what comes next and counts what came before; nothing is waited for until a label map is there.
+what comes next; nothing is waited for until the pixels of a photo are counted.
 """
 
 from collections import deque
@@ -11,17 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Int32
 from tqdm import tqdm
 
 from otseg_jax.evaluation import labelling, sliding
+from otseg_jax.evaluation.counting import Counts
 from otseg_jax.evaluation.inference import Inference
-from otseg_jax.evaluation.offsets import Rivals
 from otseg_jax.evaluation.sliding import Predict, Window
 from otseg_jax.evaluation.tally import Tally
-from otseg_jax.evaluation.words import Best, Words
+from otseg_jax.evaluation.words import Words
 
-OnPhoto = Callable[[int, Mapping[str, Any], dict[str, np.ndarray]], None]
+OnPhoto = Callable[[int, Mapping[str, Any], Mapping[str, np.ndarray]], None]
 
 
 @dataclass
@@ -31,27 +31,32 @@ class _Photo:
     number: int
     example: Mapping[str, Any]
     windows: list[Window | None]  # of all its views; None: not yet under way
-    best: dict[str, Best] = field(default_factory=dict)  # by every output, still under way
+    counts: dict[str, Counts] = field(default_factory=dict)  # by every output, still under way
 
-    def label(self, asked: Words, how: Inference, labelled: Bool[np.ndarray, " k"] | None) -> None:
-        """Begin with its label maps."""
-        views = self.example["views"]
+    def count(self, asked: Words, how: Inference, tally: Tally) -> None:
+        """Begin to stitch it and to compare it with its label."""
+        views, truth = self.example["views"], self.example["label"]
         logits = sliding.by_view([*filter(None, self.windows)], views, how)
         self.windows = []
-        self.best = labelling.best(logits, views, asked, how, size=self.size, groups=labelled)
+        best = labelling.best(logits, views, asked, how, size=truth.shape, groups=tally.labelled)
+        self.counts = tally.count(truth, best)
 
-    def maps(self) -> dict[str, Int32[np.ndarray, "H W"]]:
-        """Its label map by every output, in the size of its label."""
-        return {name: labelling.label_map(best, self.size) for name, best in self.best.items()}
 
-    def rivals(self) -> dict[str, Rivals]:
-        """What an offset of the labelled classes decides between, as `maps`."""
-        return {name: labelling.rivals(best, self.size) for name, best in self.best.items()}
+class _Maps(Mapping[str, np.ndarray]):
+    """The label maps of a photo, which leave the device when they are asked for."""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Of its label."""
-        return self.example["label"].shape
+    def __init__(self, photo: _Photo) -> None:
+        self._photo = photo
+
+    def __getitem__(self, name: str) -> Int32[np.ndarray, "H W"]:
+        size = self._photo.example["label"].shape
+        return labelling.label_map(self._photo.counts[name].label, size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._photo.counts)
+
+    def __len__(self) -> int:
+        return len(self._photo.counts)
 
 
 def evaluate(
@@ -70,37 +75,33 @@ def evaluate(
         examples: {"views": of the photo, "label": i16[H, W], "name": str}.
         asked: the words of the classes that are counted.
         total: number of examples, for the progress bar.
-        on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo.
+        on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo; a
+            map leaves the device when it is asked for.
     """
     # every process predicts every window (the batch is split over all devices) and stitches a share
     process, processes = jax.process_index(), jax.process_count()
     progress = tqdm(total=total, unit="image", desc="evaluate", leave=False, disable=process != 0)
-    for photo in _labelled(_predicted(predict, examples, how), asked, how, tally.labelled):
+    for photo in _counted(_predicted(predict, examples, how), asked, how, tally):
         tally.name(photo.example["name"])
         if photo.number % processes == process:
-            rivals = {} if tally.labelled is None else photo.rivals()
-            maps = {name: found.label for name, found in rivals.items()} or photo.maps()
-            tally.add(photo.number, photo.example["label"], maps, rivals)
+            tally.add(photo.number, photo.example["label"], photo.counts)
             if on_photo is not None:
-                on_photo(photo.number, photo.example, maps)
+                on_photo(photo.number, photo.example, _Maps(photo))
         progress.update()
     progress.close()
 
 
-def _labelled(
-    photos: Iterator[_Photo],
-    asked: Words,
-    how: Inference,
-    labelled: Bool[np.ndarray, " k"] | None,
+def _counted(
+    photos: Iterator[_Photo], asked: Words, how: Inference, tally: Tally
 ) -> Iterator[_Photo]:
-    """The same photos in order, with the label maps of those that this process stitches.
+    """The same photos in order, with the counts of those that this process stitches.
 
-    They come when the next batch is under way, so that the device works while the host counts.
+    They come when the next batch is under way, so that the device works while the host reads.
     """
     under_way: deque[_Photo] = deque()
     for photo in photos:
         if photo.number % jax.process_count() == jax.process_index():
-            photo.label(asked, how, labelled)
+            photo.count(asked, how, tally)
         under_way.append(photo)
         if len(under_way) > how.batch_size:
             yield under_way.popleft()

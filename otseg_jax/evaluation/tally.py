@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Int32, Integer
+from jaxtyping import Bool, Integer
 
 from otseg_jax import processes
-from otseg_jax.data.classes import Vocabulary
+from otseg_jax.data.classes import IGNORE, Vocabulary
 from otseg_jax.evaluation import metrics
 from otseg_jax.evaluation.confusions import Confusions
-from otseg_jax.evaluation.offsets import Rivals, Sweep
+from otseg_jax.evaluation.counting import Counts, count
+from otseg_jax.evaluation.labelling import label_map
+from otseg_jax.evaluation.offsets import Sweep
+from otseg_jax.evaluation.words import Best
 
 
 class Evaluation(NamedTuple):
@@ -58,24 +62,42 @@ class Tally:
         """Begin the next photo, whichever process looks at it."""
         self._photos.append(photo)
 
-    def add(
-        self,
-        number: int,
-        truth: Integer[np.ndarray, "H W"],
-        maps: Mapping[str, Int32[np.ndarray, "_ _"]],
-        rivals: Mapping[str, Rivals],
-    ) -> None:
-        """Count a photo by every method.
+    def count(
+        self, truth: Integer[np.ndarray, "H W"], best: Mapping[str, Best]
+    ) -> dict[str, Counts]:
+        """Begin to count a photo by every method; a ValueError where its label holds no class.
 
         Args:
-            rivals: where an offset is swept.
+            best: of all classes, or where an offset is swept, of `labelled` and of the others.
         """
-        for method, labels in maps.items():
-            pairs = metrics.pairs(truth, labels, len(self._vocabulary))
+        classes = len(self._vocabulary)
+        metrics.check_ids(truth, classes)
+        found = {}
+        for method, each in best.items():
+            shape = each.label.shape[-2:]
+            spare = [(0, more - side) for more, side in zip(shape, truth.shape, strict=True)]
+            canvas = np.pad(truth, spare, constant_values=IGNORE)
+            sweep = self._sweeps.get(method)
+            counts = count(each, canvas, sweep and sweep.thresholds, classes=classes)
+            for array in jax.tree.leaves(counts._replace(label=None)):
+                array.copy_to_host_async()
+            found[method] = counts
+        return found
+
+    def add(
+        self, number: int, truth: Integer[np.ndarray, "H W"], counted: Mapping[str, Counts]
+    ) -> None:
+        """Take in a photo that was counted."""
+        for method, counts in counted.items():
+            if counts.confusion is None:
+                label = label_map(counts.label, truth.shape)
+                pairs = metrics.pairs(truth, label, len(self._vocabulary))
+            else:
+                pairs = metrics.occurring(np.asarray(counts.confusion))
             photo = np.full((1, pairs.shape[1]), number, np.int32)
             self._entries[method].append(np.concatenate([photo, pairs]))
-        for method, sweep in self._sweeps.items():
-            sweep.add(truth, rivals[method])
+            if counts.swept is not None:
+                self._sweeps[method].add(counts.swept)
 
     def finished(self, *, dataset: str, main: str, unswept: str = "") -> Evaluation:
         """All that all processes counted; arguments as of `Confusions` and `Evaluation`."""
