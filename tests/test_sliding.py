@@ -13,7 +13,7 @@ from oracles import numbers, reference_sinkhorn, relative_error
 from otseg_jax import sharding
 from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.transforms import View
-from otseg_jax.evaluation import labelling, metrics, sliding, stream, windows
+from otseg_jax.evaluation import labelling, metrics, sliding, stitching, stream, windows
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Words
@@ -148,6 +148,20 @@ def test_a_swept_evaluation_finds_the_same_labels():
             found = evaluation.results[method]
             assert curve.harmonic[place] == pytest.approx(found["hiou"], abs=0.02)
             assert curve.seen[place] == pytest.approx(found["miou_seen"], abs=0.02)
+
+
+@pytest.mark.parametrize("groups", [None, OFFSET > 0])
+def test_all_words_at_once_find_the_same_labels(groups):
+    """As on a GPU; a CPU compares them in bands of rows."""
+    view, rng = View(np.zeros((70, 50, 3), np.float32)), np.random.default_rng(0)
+    logits = rng.normal(size=(len(HOW.origins(view.size)), 7, 4, 4)).astype(np.float32)
+    whole = stitching.of([logits], [view], asked(), HOW, size=(140, 100))
+    kept = np.ones(7, bool) if groups is None else np.stack([groups, ~groups])
+    one, other = (replace(whole, banded=way).best(kept, sums=True) for way in (True, False))
+    inside = (..., slice(140), slice(100))
+    np.testing.assert_array_equal(one.label[inside], other.label[inside])
+    for x, y in zip(one, other, strict=True):
+        np.testing.assert_allclose(x[inside], y[inside], rtol=1e-5)
 
 
 def test_batches_are_full_where_every_photo_is_one_window():

@@ -396,6 +396,25 @@ def test_one_word_after_the_other_is_a_softmax_over_all():
     assert all(np.array_equal(x, y) for x, y in zip(more, best, strict=True))
 
 
+@pytest.mark.parametrize("groups", [(), (2,)])
+def test_all_words_at_once_are_as_one_after_the_other(groups):
+    """Of scores in eighths many are equal; in two parts, with words that may not win."""
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.integers(0, 8, (9, 4, 5)) / 8, jnp.float32)
+    labels = np.array([0, 1, 1, 2, 3, 4, 4, 5, -1], np.int32)
+    wins = rng.random((9, *groups)) < 0.7
+    wins[labels < 0] = False
+    one = once = words.nothing(4, 5, groups=groups)
+    for values, label, may_win in zip(scores, labels, wins, strict=True):
+        one = words.compare(one, values, jnp.int32(label), jnp.asarray(may_win))
+    for part in (slice(0, 4), slice(4, 9)):
+        once = words.compare_all(
+            once, scores[part], jnp.asarray(labels[part]), jnp.asarray(wins[part])
+        )
+    for x, y in zip(once, one, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
 def test_small_classes_go():
     label = np.ones((2, 5), np.int32)
     label[0, 0] = 2

@@ -52,6 +52,7 @@ class Stitched:
     scale: float | None
     size: tuple[int, int]  # of the result
     output: tuple[int, int]  # the same, rounded up
+    banded: bool  # words are compared on some rows at a time: on a CPU, whose cache they fit
     guide: Float[Array, "m H W"] | None = None  # weights of neighbours, where PAMR refines
 
     def parts(self, *, rows: int | None = None) -> Iterator[Part]:
@@ -84,12 +85,13 @@ class Stitched:
             kept: by the classes; of several groups at once, the best of each.
             sums: also what probabilities are computed from.
         """
-        best, band = None, BAND if self.guide is None else None
-        how = self.scale or 1.0, self.layouts, np.array(self.size, np.int32), self.guide
-        for part in self.parts(rows=band):
+        best, banded = None, self.banded and self.guide is None
+        given = self.scale or 1.0, self.layouts, np.array(self.size, np.int32), self.guide
+        how = {"sums": sums, "output": self.output, "banded": banded}
+        for part in self.parts(rows=BAND if banded else None):
             if (part.class_of >= 0).any():
                 wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
-                best = _compare(best, self.logits, part, wins, *how, sums=sums, output=self.output)
+                best = _compare(best, self.logits, part, wins, *given, **how)
         return best or words.nothing(*self.output, groups=kept.shape[:-1])
 
     def propagated(self, photo: Float[np.ndarray, "3 H W"], grid: int) -> "Stitched":
@@ -133,6 +135,7 @@ def of(
         scale=method.scale,
         size=size,
         output=output,
+        banded=jax.default_backend() == "cpu",
     )
     if not isinstance(method, TrainingFreeConfig) or not (method.method == "pearl" or method.pamr):
         return whole
@@ -172,7 +175,7 @@ def _scores(
     output: tuple[int, int],
 ) -> Float[Array, "c H W"]:
     rows = partial(_rows, layouts=layouts, end=end, top=0, shape=output)
-    scores = jax.lax.map(rows, _halves(logits, part, layouts))
+    scores = jax.vmap(rows)(_halves(logits, part, layouts))
     return scores if guide is None else pamr.smooth(scores, guide, size=end)
 
 
@@ -203,7 +206,7 @@ def _rows(
     return reduce(add, found) / len(layouts)
 
 
-@partial(jax.jit, static_argnames=("sums", "output"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("sums", "output", "banded"), donate_argnums=0)
 def _compare(
     best: Best | None,
     logits: tuple[ByWord, ...],
@@ -216,31 +219,29 @@ def _compare(
     *,
     sums: bool,
     output: tuple[int, int],
+    banded: bool,
 ) -> Best:
     height, width = output
     if best is None:
         best = words.nothing(height, width, groups=wins.shape[1:])
-    found: Any
-    if guide is None:
-        found, rows = _halves(logits, part, layouts), BAND
-    else:
-        found, rows = _scores(logits, part, layouts, end, guide, output), height
+    if not banded:
+        scores = scale * _scores(logits, part, layouts, end, guide, output)
+        return words.compare_all(best, scores, part.class_of, wins, sums=sums)
+    found, shape = _halves(logits, part, layouts), (BAND, width)
 
     def band(entry: tuple[Array, Best]) -> Best:
         def word(best: Best, item: tuple[Any, Array, Array]) -> tuple[Best, None]:
-            scores, label, may_win = item
-            if guide is None:
-                shape = rows, width
-                scores = _rows(scores, layouts=layouts, end=end, top=entry[0], shape=shape)
+            halves, label, may_win = item
+            scores = _rows(halves, layouts=layouts, end=end, top=entry[0], shape=shape)
             return words.compare(best, scale * scores, label, may_win, sums=sums), None
 
         return jax.lax.scan(word, entry[1], (found, part.class_of, wins))[0]
 
     def bands(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, rows, width), -3, 0)
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, *shape), -3, 0)
 
     def whole(x: Array) -> Array:
         return jnp.moveaxis(x, 0, -3).reshape(*x.shape[1:-2], height, width)
 
-    tops = jnp.arange(0, height, rows, dtype=jnp.int32)
+    tops = jnp.arange(0, height, BAND, dtype=jnp.int32)
     return jax.tree.map(whole, jax.lax.map(band, (tops, jax.tree.map(bands, best))))

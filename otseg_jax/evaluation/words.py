@@ -82,6 +82,30 @@ def compare(
     return Best(score, found, peak, jnp.where(real, total, best.total))
 
 
+def compare_all(
+    best: Best,
+    scores: Float[Array, "c h w"],
+    labels: Int32[Array, " c"],
+    wins: Bool[Array, "c *g"],
+    *,
+    sums: bool = True,
+) -> Best:
+    """As `compare` with one word after the other, all at once: a device with many cores is full."""
+    groups = best.score.ndim - 2
+    each = jnp.expand_dims(scores, tuple(range(1, 1 + groups)))
+    each = jnp.where(wins[..., None, None], each, -jnp.inf)
+    first, score = jnp.argmax(each, axis=0), jnp.max(each, axis=0)
+    better = score > best.score
+    label = jnp.where(better, labels[first], best.label)
+    found = best._replace(score=jnp.where(better, score, best.score), label=label)
+    if not sums:
+        return found
+    real = jnp.where((labels >= 0)[:, None, None], scores, -jnp.inf)
+    peak = jnp.maximum(best.peak, jnp.max(real, axis=0))
+    total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(real - peak[None]), axis=0)
+    return found._replace(peak=peak, total=total)
+
+
 def probability(scores: Float[Array, "c h w"], best: Best) -> Float[Array, "c h w"]:
     """exp(score)/Σ exp(score) over all words that were compared."""
     return jnp.exp(scores - best.peak[None]) / best.total[None]
