@@ -32,7 +32,7 @@ def test_every_point_of_the_curve_is_an_evaluation_at_that_offset(levels):
         shifted = scores - np.float32(base) * LABELLED[:, None, None]
         label, score = zip(*(best(shifted, kept) for kept in (LABELLED, ~LABELLED)), strict=True)
         rivals = Best(np.stack(score), np.stack(label), None, None)
-        found = count(rivals, truth, sweep.thresholds, classes=5)
+        found = count({"": rivals}, truth, sweep.thresholds, classes=5)[""]
         np.testing.assert_array_equal(found.label, shifted.argmax(0))
         wanted = metrics.confusion(truth, shifted.argmax(0), 5)
         np.testing.assert_array_equal(found.confusion, wanted)
@@ -69,5 +69,5 @@ def test_nothing_scored_leaves_the_curve_undefined():
     sweep = Sweep(LABELLED, 0.0)
     rivals = Best(np.zeros((2, 2, 2), "f"), np.zeros((2, 2, 2), "i"), None, None)
     nothing = np.full((2, 2), IGNORE, np.int16)
-    sweep.add(count(rivals, nothing, sweep.thresholds, classes=5).swept)
+    sweep.add(count({"": rivals}, nothing, sweep.thresholds, classes=5)[""].swept)
     assert np.isnan(sweep.curve([1, 4]).harmonic).all()

@@ -1,5 +1,6 @@
 """What the pixels of a photo add to the figures, counted on the device: sums leave it, not maps."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -34,20 +35,29 @@ class Counts(NamedTuple):
 
 @partial(jax.jit, static_argnames="classes")
 def count(
-    best: Best,
+    best: Mapping[str, Best],
     truth: Integer[Array, "h w"],
     thresholds: Float32[Array, " n"] | None = None,
     *,
     classes: int,
-) -> Counts:
-    """Count the pixels of a photo, but for those of truth `IGNORE`.
+) -> dict[str, Counts]:
+    """Count the pixels of a photo by every output, but for those of truth `IGNORE`.
 
     Args:
         best: of all classes; where an offset is swept, of those trained with labels and of others.
         truth: class of every pixel of the canvas.
         thresholds: as of `offsets.Sweep`.
     """
-    truth = truth.astype(jnp.int32)
+    of_output = partial(_count, truth.astype(jnp.int32), thresholds, classes)
+    return {name: of_output(each) for name, each in best.items()}
+
+
+def _count(
+    truth: Int32[Array, "h w"],
+    thresholds: Float32[Array, " n"] | None,
+    classes: int,
+    best: Best,
+) -> Counts:
     label = best.label if thresholds is None else _winner(best)
     swept = None if thresholds is None else _swept(best, truth, thresholds, classes)
     if classes**2 > MOST:

@@ -55,8 +55,10 @@ class Tally:
         self._photos: list[str] = []
         self._entries = {method: [np.zeros((4, 0), np.int32)] for method in methods}
         self._sweeps: dict[str, Sweep] = {}
+        self._thresholds = None
         if labelled is not None:
             self._sweeps = {method: Sweep(labelled, offset) for method in methods}
+            self._thresholds = Sweep(labelled, offset).thresholds
 
     def name(self, photo: str) -> None:
         """Begin the next photo, whichever process looks at it."""
@@ -70,18 +72,13 @@ class Tally:
         Args:
             best: of all classes, or where an offset is swept, of `labelled` and of the others.
         """
-        classes = len(self._vocabulary)
+        classes, shape = len(self._vocabulary), next(iter(best.values())).label.shape[-2:]
         metrics.check_ids(truth, classes)
-        found = {}
-        for method, each in best.items():
-            shape = each.label.shape[-2:]
-            spare = [(0, more - side) for more, side in zip(shape, truth.shape, strict=True)]
-            canvas = np.pad(truth, spare, constant_values=IGNORE)
-            sweep = self._sweeps.get(method)
-            counts = count(each, canvas, sweep and sweep.thresholds, classes=classes)
-            for array in jax.tree.leaves(counts._replace(label=None)):
-                array.copy_to_host_async()
-            found[method] = counts
+        spare = [(0, more - side) for more, side in zip(shape, truth.shape, strict=True)]
+        canvas = np.pad(truth, spare, constant_values=IGNORE)
+        found = count(best, canvas, self._thresholds, classes=classes)
+        for counts in found.values():
+            jax.tree.map(lambda x: x.copy_to_host_async(), (counts.confusion, counts.swept))
         return found
 
     def add(
