@@ -8,13 +8,14 @@ larger, and the operations of matrix products a second are told beside the devic
 
 The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
 before anything is timed; the tower alone is timed against `transformers`. Ours and theirs take
-turns in one process; figures are medians with quartiles. Peak memory on a CPU is that of a process
-of its own, which has read the weights from a file; its library is in it, and what both begin with
-(the imports of this script) is taken off. Compiling is in ours, as in a first run; a training step
-is started again and finds its program in the cache, as every later run does (`peak_again_gb`, which
-the table shows). On a GPU it is what torch's allocator held at most, and of ours what the compiler
-planned. On a TPU there is no rival. Similarities are CLIP-like: a class's prompts lie close
-together. A step with "remat" computes the tower's activations again in the backward pass.
+turns in one process, each case in its own; figures are medians with quartiles. Peak memory on a CPU
+is that of a further process, which has read the weights from a file; its library is in it, and what
+both begin with (the imports of this script) is taken off. Compiling is in ours, as in a first run;
+a training step is started again and finds its program in the cache, as every later run does
+(`peak_again_gb`, which the table shows). On a GPU it is what torch's allocator held at most, and of
+ours what the compiler planned. On a TPU there is no rival. Similarities are CLIP-like: a class's
+prompts lie close together. A step with "remat" computes the tower's activations again in the
+backward pass.
 """
 
 import argparse
@@ -397,6 +398,17 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     return result
 
 
+def apart(case: Case, rounds: int) -> dict[str, Any]:
+    """`measure` in a process of its own: what other cases leave in one makes ours slower."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "case.json"
+        command = [sys.executable, "-m", "experiments.benchmark_model", f"--only={case}"]
+        command += [f"--rounds={rounds}", f"--output={file}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (row,) = json.loads(file.read_text())["rows"]
+        return row
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table as text."""
 
@@ -460,8 +472,9 @@ def main() -> None:
         "rows": [],
     }
     result = options.output if options.only else result_of(__file__)
-    for case in tqdm(chosen):
-        record["rows"].append(measure(case, options.rounds))
+    for case in tqdm(chosen, disable=len(chosen) == 1):
+        how = measure if len(chosen) == 1 else apart
+        record["rows"].append(how(case, options.rounds))
         print(markdown(record["rows"][-1:]), flush=True)
         if result:  # what there is, should it be cut off
             result.write_text(json.dumps(record, indent=1) + "\n")

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from otseg_jax.data.classes import IGNORE
+from otseg_jax.data.classes import IGNORE, Vocabulary
 from otseg_jax.evaluation import metrics, offsets
 from otseg_jax.evaluation.counting import count
 from otseg_jax.evaluation.offsets import Sweep
+from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Best
 
 LABELLED = np.array([True, False, True, True, False])
@@ -49,6 +50,22 @@ def test_every_point_of_the_curve_is_an_evaluation_at_that_offset(levels):
         figures = (curve.seen[place], curve.unseen[place], curve.harmonic[place])
         wanted = (found["miou_seen"], found["miou_unseen"], found["hiou"])
         assert figures == pytest.approx(wanted, abs=1e-9), offset
+
+
+@pytest.mark.parametrize("classes", [5, 1100])
+def test_a_tally_counts_as_the_metrics_do(classes):
+    """Of 1,100 classes there are more pairs than are counted one by one."""
+    rng, shape = np.random.default_rng(0), (30, 40)
+    truth = rng.integers(IGNORE, classes, shape).astype(np.int16)
+    labels = rng.integers(0, classes, shape).astype(np.int32)
+    tally = Tally(Vocabulary(tuple(f"c{k}" for k in range(classes))), ["one"])
+    tally.name("a photo")
+    tally.add(0, truth, tally.count(truth, {"one": Best(None, labels, None, None)}))
+    found = tally.finished(dataset="", main="one").confusions
+    np.testing.assert_array_equal(found.total("one"), metrics.confusion(truth, labels, classes))
+    truth[0, 0] = classes
+    with pytest.raises(ValueError, match=rf"truth holds \[{classes}\], wanted 0 .. {classes - 1}"):
+        tally.count(truth, {"one": Best(None, labels, None, None)})
 
 
 def test_area_under_seen_over_unseen():

@@ -215,9 +215,7 @@ class _Run:
         rows = list[Any]()
         draw: Callable[[Path], object]
 
-        def on_photo(
-            number: int, example: Mapping[str, Any], maps: Mapping[str, np.ndarray]
-        ) -> None:
+        def on_photo(number: int, example: Mapping[str, Any], maps: Mapping[str, Any]) -> None:
             if number < report.SHOWN:
                 main = maps[self.experiment.spec.outputs.main]
                 rows.append((example["image"], example["label"], main))

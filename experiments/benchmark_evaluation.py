@@ -1,0 +1,151 @@
+"""What bounds an evaluation: reading, the host's Python, or the device; benchmark_evaluation.json.
+
+    python -m experiments.benchmark_evaluation --root=VOC2012        # 3 minutes, two CPU cores
+
+The full-size model of `benchmark_model`'s VOC, with random weights, on photos of the validation
+split, in the batches and with the readers of `configs/voc12.py`; the offset of seen classes is
+swept, as for a report. Photos a second, medians with quartiles:
+
+- `read`: decoded, resized and cut, while nothing else works;
+- `host`: what the thread that gives the device its work could do alone, by its own CPU seconds;
+- `predict`: batches of windows through the model alone, by the windows that these photos have;
+- `whole`: the evaluation. Where it is near `predict`, the device is the bottleneck.
+
+On a GPU or TPU the file bears its name.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import voc12
+from experiments import benchmark_model
+from experiments.cost import machine
+from experiments.grid import result_of
+from otseg_jax import build, sharding
+from otseg_jax.data import pipeline, transforms
+from otseg_jax.data.splits import Split
+from otseg_jax.evaluation import sliding, stream
+from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.sliding import Predict
+from otseg_jax.evaluation.tally import Tally
+from otseg_jax.evaluation.words import Words
+from otseg_jax.models.otseg import OTSegConfig
+from otseg_jax.settings import Settings
+
+
+def examples(options: Settings, split: Split, photos: int) -> Iterator[Mapping[str, Any]]:
+    """As `report.evaluate_split` reads them."""
+    shown, data = options.eval, options.data
+    look = partial(transforms.views, scales=shown.scales, flip=shown.flip, scale=shown.scale)
+    found = pipeline.eval_examples(
+        split,
+        lambda example: {**example, "views": look(example["image"])},
+        threads=data.threads,
+        buffer=data.buffer,
+    )
+    return islice(found, photos)
+
+
+def model(options: Settings, dtype: str) -> tuple[Predict, Words, Inference]:
+    """The model, bound to words."""
+    case = benchmark_model.Case("VOC", "forward", 1, dtype)
+    graphdef, trainable, frozen = benchmark_model.model(case)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
+    text = jnp.asarray(benchmark_model.inputs(case)[1])
+    config = OTSegConfig(prompt_tokens=10)
+    how = Inference(
+        method=config,
+        patch=16,
+        window=options.data.crop,
+        stride=options.eval.stride,
+        batch_size=options.eval.batch_size,
+        mean=options.data.mean,
+        std=options.data.std,
+    )
+    predict = sliding.make_predict(runner, text, outputs=config.outputs(), how=how)
+    return predict, Words.of_classes(text, np.zeros(len(text), np.float32)), how
+
+
+def quartiles(work: Callable[[], float], rounds: int) -> list[float]:
+    """Of the rates of some rounds, after one that compiles."""
+    work()
+    return [
+        round(float(q), 2) for q in np.quantile([work() for _ in range(rounds)], [0.25, 0.5, 0.75])
+    ]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", required=True, help="folder of PASCAL VOC 2012, or its records")
+    parser.add_argument("--photos", type=int, default=32, help="of the validation split")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    chosen = parser.parse_args()
+    config = voc12.get_config("inductive")
+    config.data.root, config.data.threads = chosen.root, os.cpu_count() or 1
+    options = build.settings_of(config)
+    split = build.open_split(options, "val")
+    photos = min(chosen.photos, len(split))
+    predict, asked, how = model(options, chosen.dtype)
+    vocabulary = split.vocabulary
+    labelled = ~np.isin(np.arange(len(vocabulary)), vocabulary.unseen)
+    windows = 0
+    host: list[float] = []
+
+    def read() -> float:
+        nonlocal windows
+        began = time.perf_counter()
+        windows = sum(len(sliding.cut(x["views"], how)) for x in examples(options, split, photos))
+        return photos / (time.perf_counter() - began)
+
+    def alone() -> float:
+        batch = np.zeros((how.batch_size, how.window, how.window, 4), np.uint8)
+        began = time.perf_counter()
+        for _ in range(count := -(-windows // how.batch_size)):
+            found = predict(batch)
+        jax.block_until_ready(found)
+        return photos * count * how.batch_size / windows / (time.perf_counter() - began)
+
+    def whole() -> float:
+        tally = Tally(vocabulary, [*how.method.outputs().mixtures], labelled=labelled)
+        began, own = time.perf_counter(), time.thread_time()
+        given = examples(options, split, photos)
+        stream.evaluate(predict, given, asked, how, tally, total=photos)
+        host.append(photos / (time.thread_time() - own))
+        return photos / (time.perf_counter() - began)
+
+    record = {
+        "machine": machine(),
+        "readers": options.data.threads,
+        "dtype": chosen.dtype,
+        "photos": photos,
+        "photos_per_second": {
+            "read": quartiles(read, chosen.rounds),
+            "predict": quartiles(alone, chosen.rounds),
+            "whole": quartiles(whole, chosen.rounds),
+        },
+        "windows_per_photo": round(windows / photos, 2),
+    }
+    record["photos_per_second"]["host"] = [
+        round(float(q), 2) for q in np.quantile(host[1:], [0.25, 0.5, 0.75])
+    ]
+    print(json.dumps(record, indent=1))
+    result_of(__file__).write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
