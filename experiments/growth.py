@@ -74,12 +74,12 @@ def compiled(size: Size, work: str) -> tuple[Any, Callable[[], Any]]:
         run = jax.jit(lambda t, f, image, text: nnx.merge(graphdef, t, f)(image, text))
         function = run.lower(trainable, frozen, image, text).compile()
         return function, lambda: jax.block_until_ready(function(trainable, frozen, image, text))
-    optimizer = optim.make_optimizer(2e-4)
+    optimizer, mesh = optim.make_optimizer(2e-4), sharding.make_mesh(devices=jax.devices()[:1])
     step = make_train_step(
         graphdef,
         optimizer,
         regimes.resolve("supervised", num_classes=size.classes, unseen=()),
-        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        mesh=mesh,
         outputs=config.outputs(),
         mean=(0.0,) * 3,  # images are normalised
         std=(1.0,) * 3,
@@ -88,7 +88,8 @@ def compiled(size: Size, work: str) -> tuple[Any, Callable[[], Any]]:
     rng, cells = np.random.default_rng(0), size.side // 32
     label = rng.integers(0, size.classes, (size.batch, cells, cells)).repeat(32, 1).repeat(32, 2)
     batch = {"image": image, "label": jnp.asarray(label, jnp.int16)}
-    function = step.lower(state[0], frozen, text, batch, np.int32(0)).compile()
+    with jax.set_mesh(mesh):
+        function = step.lower(state[0], frozen, text, batch, np.int32(0)).compile()
 
     def train() -> Any:
         state[0], scalars = function(state[0], frozen, text, batch, np.int32(0))

@@ -129,7 +129,9 @@ def work(options: Settings) -> Work:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, given = arguments(options, mesh)
     products, elements = Counter[tuple[str, int, int]](), 0
-    for equation, times, _ in cost.walk(step.trace(*given).jaxpr.jaxpr, {}, needed=True):
+    with jax.set_mesh(mesh):
+        program = step.trace(*given).jaxpr.jaxpr
+    for equation, times, _ in cost.walk(program, {}, needed=True):
         if equation.primitive.name in cost.PRODUCTS:
             arrays: list[Any] = [x.aval for x in (*equation.invars, *equation.outvars)]
             size = sum(x.size * x.dtype.itemsize for x in arrays)
@@ -204,7 +206,8 @@ def memory_of(options: Settings) -> dict[str, int]:
     """Bytes on a device: whatever the batch, and for each image, by the plan for two."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, given = arguments(replace(options, train=replace(options.train, batch_size=2)), mesh)
-    held, own = memory.needed(step.lower(*given).compile())
+    with jax.set_mesh(mesh):
+        held, own = memory.needed(step.lower(*given).compile())
     return {"held": held, "image": own // 2}
 
 

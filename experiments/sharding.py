@@ -219,7 +219,8 @@ def _groups(line: str, devices: int) -> set[frozenset[int]]:
 def inspect(options: Settings, mesh: Mesh) -> dict[str, Any]:
     """What one device exchanges and holds in a step of these settings."""
     step, given = arguments(options, mesh)
-    compiled = step.lower(*given).compile()
+    with jax.set_mesh(mesh):
+        compiled = step.lower(*given).compile()
     held, own = memory.needed(compiled)
     found = collectives(compiled.as_text(), mesh)
     return {

@@ -3,7 +3,8 @@
 Batches are split over `data`. What is trained is small and lies whole on every device. The frozen
 tower is large and never updated: its blocks can be split over `model`, a share of the heads and of
 the hidden channels to each device, which then sum twice a block what leaves it (Megatron-LM,
-arXiv 1909.08053). XLA puts the sums in; `own_rows` keeps it from gathering images.
+arXiv 1909.08053). XLA puts the sums in; `own_rows` keeps it from gathering images. `jax.set_mesh`
+has the mesh in place where a step or a prediction is called.
 """
 
 import re
@@ -48,7 +49,9 @@ def make_mesh(
         raise ValueError(
             f"mesh.model={model} must divide the {jax.local_device_count()} devices of a process"
         )
-    # Auto: XLA places what is not annotated.
+    # Auto: XLA places what is not annotated. With Explicit, JAX refuses what does not say where its
+    # result lies: patches cut from images, prompts and words beside them, dropout, look-ups,
+    # carries of loops, gradients of kernels; along `model`, products that sum over channels.
     return jax.make_mesh(
         (count // model, model),
         ("data", "model"),
@@ -95,7 +98,7 @@ def own_rows(function: Callable[..., Any], *arrays: jax.Array, heads: int | None
     """function(*arrays), which has images along its arrays' first axis, of each device's own.
 
     A loop over images, or one that waits for the last of them, would make XLA gather them. Outside
-    of `jax.set_mesh` and `use_abstract_mesh`, where nothing is split, it is the function itself.
+    of `jax.set_mesh`, where nothing is split, it is the function itself.
 
     Args:
         heads: axis that is split over `model`, as no element needs another along it either.

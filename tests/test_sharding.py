@@ -1,4 +1,4 @@
-"""Meshes, what is split over them, and what devices exchange in a compiled training step."""
+"""Meshes, what is split over them, and what devices exchange in steps and predictions."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exchange
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,19 +17,17 @@ from experiments import sharding as inspection
 from otseg_jax import sharding
 
 TESTS = Path(__file__).parent
-# One process has all the devices, and meshes of some of them.
-CODE = """
-import dataclasses, json, sys, jax, small
-from experiments import sharding as inspection
-from otseg_jax import sharding
 
-jax.config.update("jax_num_cpu_devices", 256)
-for fields, devices, model in json.loads(sys.argv[1]):
-    options = small.settings(**fields)
-    mesh = sharding.make_mesh(model=model, devices=jax.devices()[:devices])
-    train = dataclasses.replace(options.train, batch_size=2 * mesh.shape["data"])
-    print(json.dumps(inspection.inspect(dataclasses.replace(options, train=train), mesh)))
-"""
+
+@pytest.fixture(scope="module")
+def exchanged():
+    """What `exchange.py` prints."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # programs from there have no text
+    command = [sys.executable, TESTS / "exchange.py"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert not ended.returncode, ended.stderr
+    return json.loads(ended.stdout)
 
 
 def shape(*sizes):
@@ -93,22 +92,10 @@ def test_rows_that_devices_cannot_share_and_no_mesh_change_nothing():
         assert sharding.own_rows(jnp.shape, jnp.zeros((3, 2))) == (3, 2)
 
 
-def test_devices_exchange_gradients_and_nothing_else():
+def test_devices_exchange_gradients_and_nothing_else(exchanged):
     """Along `data`; along `model`, what leaves a block's attention and its MLP."""
-    plain = {"model.decoder_layers": 1, "data.crop": 40}
-    cases = [
-        (plain, 8, 1),
-        (plain, 256, 1),
-        (plain | {"model.sinkhorn": "implicit"}, 32, 2),
-        (plain | {"regime": "transductive", "init_from": "-", "train.accumulate": 2}, 8, 2),
-    ]
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # programs from there have no text
-    command = [sys.executable, "-c", CODE, json.dumps(cases)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert not ended.returncode, ended.stderr
-    rows = [json.loads(line) for line in ended.stdout.splitlines()]
-    for row, (fields, devices, model) in zip(rows, cases, strict=True):
+    rows = exchanged["steps"]
+    for row, (fields, devices, model) in zip(rows, exchange.STEPS, strict=True):
         assert row["mesh"] == {"data": devices // model, "model": model}
         check_exchange(row, small.settings(**fields))
     # what one device holds does not grow with their number
@@ -116,6 +103,17 @@ def test_devices_exchange_gradients_and_nothing_else():
         assert rows[0][name] == rows[1][name]
     split = split_entries(small.settings().clip.random.vision)
     assert rows[0]["held_bytes"] - rows[2]["held_bytes"] == pytest.approx(2 * split, abs=64 * 32)
+
+
+def test_predictions_are_made_where_windows_lie(exchanged):
+    """Along `data` logits are gathered, and nothing else; along `model` it is as in a step."""
+    found = exchanged["predictions"]
+    for programs, (config, _) in zip(found, exchange.PREDICTIONS, strict=True):
+        entries = 4 * 5 * 36
+        logits = ["all-gather", "data", entries, 4 * entries, False]
+        assert programs["jit__match"] == [logits] * len(config.outputs().mixtures)
+        assert {(one[0], one[1]) for one in programs["jit__embed"]} == {("all-reduce", "model")}
+        assert len(programs) == 2
 
 
 def check_exchange(row, options):

@@ -51,7 +51,8 @@ def one_step(*, devices, data, model, regime="inductive", steps=1, rate=1e-3, **
     placed = pipeline.put(batch(), sharding.by_image(mesh))
     history = []
     for number in range(steps):
-        state, scalars = step(state, parts.frozen, parts.text, placed, np.int32(number))
+        with jax.set_mesh(mesh):
+            state, scalars = step(state, parts.frozen, parts.text, placed, np.int32(number))
         history.append({name: float(value) for name, value in scalars.items()})
     weights = {n: np.asarray(x) for n, x in names.flatten(state.trainable).items()}
     return history, weights

@@ -48,7 +48,8 @@ class Runner:
         whose = sharding.by_image(self.mesh)
         placed = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
         scale = np.array(how.mean, np.float32), np.array(how.std, np.float32)
-        return _embed(self.graphdef, self.trainable, self.frozen, placed, *scale)
+        with jax.set_mesh(self.mesh):
+            return _embed(self.graphdef, self.trainable, self.frozen, placed, *scale)
 
     def match(
         self,
@@ -64,19 +65,19 @@ class Runner:
         All of them are on the first device of each process, which stitches its own photos.
         """
         step = len(text) if how.method.joint else WORDS
-        found = [
-            _match(
-                self.graphdef,
-                self.mesh,
-                how.rows(height),
-                self.trainable,
-                self.frozen,
-                embedded,
-                text[start : start + step],
-                outputs.mixtures,
-            )
-            for start in range(0, len(text), step)
-        ]
+        with jax.set_mesh(self.mesh):
+            found = [
+                _match(
+                    self.graphdef,
+                    how.rows(height),
+                    self.trainable,
+                    self.frozen,
+                    embedded,
+                    text[start : start + step],
+                    outputs.mixtures,
+                )
+                for start in range(0, len(text), step)
+            ]
         first, *others = jax.tree.map(lambda z: z.addressable_data(0), found)
         if not others:
             return first
@@ -85,18 +86,17 @@ class Runner:
         }
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, out_shardings=jax.P("data"))
 def _embed(graphdef, trainable, frozen, batch, mean, std):
     images = pixels.normalised(batch, mean=mean, std=std)
     return nnx.merge(graphdef, trainable, frozen).embed(images)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _match(graphdef, mesh, rows, trainable, frozen, embedded, text, mixtures):
+@partial(jax.jit, static_argnums=(0, 1), out_shardings=jax.P())
+def _match(graphdef, rows, trainable, frozen, embedded, text, mixtures):
     flat = nnx.merge(graphdef, trainable, frozen).match(*embedded, text)
     maps = {name: rearrange(x, "b k (h w) -> b k h w", h=rows) for name, x in flat.items()}
-    mixed = {name: mix(maps, mixture) for name, mixture in mixtures.items()}
-    return jax.lax.with_sharding_constraint(mixed, sharding.replicated(mesh))
+    return {name: mix(maps, mixture) for name, mixture in mixtures.items()}
 
 
 def make_predict(

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from otseg_jax import sharding
 from otseg_jax.models import last_block, pearl, resclip, sc_clip
 from otseg_jax.models.clip import VisionConfig, VisionTower, resize_positions_bicubic
 from otseg_jax.models.decoder import Pixels, Transport, normalize
@@ -280,7 +281,7 @@ class TrainingFree(nnx.Module):
         block = self.vision.blocks[-1]
         early, middle = (stages[i + 1] for i in EARLIER["sc_clip"])
         last = stages[len(stages) - 1]
-        outliers = jax.vmap(sc_clip.find_outliers)(last[:, 1:])
+        outliers = sharding.own_rows(jax.vmap(sc_clip.find_outliers), last[:, 1:])
         repair = jax.vmap(lambda x, bad: sc_clip.repair(x, bad, grid))
         similarity = jax.vmap(sc_clip.likeness)(repair(middle[:, 1:], outliers))
         shallow = jax.vmap(sc_clip.likeness)(early[:, 1:])

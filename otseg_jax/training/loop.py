@@ -132,10 +132,9 @@ class _Run:
                 self.checkpoints.wait()
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
-        train, by_image = self.options.train, sharding.by_image(self.experiment.mesh)
-        start, silent, watch = self.done, jax.process_index() != 0, self.watch
-        progress = tqdm(total=train.steps, initial=start, unit="step", disable=silent)
-        with progress, Trace(self.workdir / "profile", self.options.profile) as trace:
+        start, train, mesh, watch = self.done, self.options.train, self.experiment.mesh, self.watch
+        bar = tqdm(total=train.steps, initial=start, unit="step", disable=jax.process_index() != 0)
+        with bar, Trace(self.workdir / "profile", self.options.profile) as trace:
             # killed after it was saved and before it was evaluated, or complete: it shows its table
             if start == train.steps or (start and not self.checkpoints.judged(start)):
                 self._evaluate()
@@ -143,17 +142,18 @@ class _Run:
                 with trace.step(done):
                     with watch.waiting("data"):
                         images = next(batches)
-                    batch = pipeline.put(images, by_image)
+                    batch = pipeline.put(images, sharding.by_image(mesh))
                     with watch.waiting("device"):  # it worked while this batch was read
                         self._check_finite()
                     given = self.experiment.frozen, self.experiment.text, batch, np.int32(done - 1)
-                    if done == start + 1:
-                        watch.compiled(compiled := step.lower(self.state, *given).compile())
-                        memory.check(compiled, train, self.experiment.mesh)
-                    with watch.dispatching():
-                        self.state, scalars = step(self.state, *given)
+                    with jax.set_mesh(mesh):
+                        if done == start + 1:
+                            watch.compiled(compiled := step.lower(self.state, *given).compile())
+                            memory.check(compiled, train, mesh)
+                        with watch.dispatching():
+                            self.state, scalars = step(self.state, *given)
                 self.done, self.last = done, (scalars["loss"], batch)
-                progress.update()
+                bar.update()
                 if trace.ends(scalars) or done == start + 1:  # the first compiles
                     jax.block_until_ready(scalars)
                     watch.restart()
@@ -161,7 +161,7 @@ class _Run:
                     with watch.waiting("device"):
                         self._check_finite()
                         scalars = jax.device_get(scalars)
-                    progress.set_postfix(self._tell(scalars))
+                    bar.set_postfix(self._tell(scalars))
                 if self._save_and_validate(self.stop.reached()):
                     watch.restart()
         watch.tell()

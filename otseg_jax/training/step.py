@@ -15,7 +15,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
-from otseg_jax import sharding
 from otseg_jax.data import regimes
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Maps, Mixture, Outputs, upsample, upsampled_argmax
@@ -105,6 +104,7 @@ def make_train_step(
     the state as it was, and its loss is NaN.
 
     Args:
+        mesh: that is in place where the step is called: `with jax.set_mesh(mesh)`.
         outputs: pseudo-labels go by the main one.
         mean: of photos' channels, 0..255; they are normalised by it and `std`.
         std: likewise.
@@ -118,19 +118,13 @@ def make_train_step(
 
     def part_sums(trainable, frozen, text, images, key):
         seen = pixels.normalised(images["image"], mean=mean, std=std)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `sharding.own_rows`
-            maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
+        maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
         found = loss_sums(maps, images["label"], regime, mixture, **weights)
         return sum(found[0].values()), found
 
     frugal = memory.frugal(mesh.devices.flat[0].platform)
 
-    @partial(
-        jax.jit,
-        donate_argnums=0,
-        out_shardings=sharding.replicated(mesh),
-        compiler_options=frugal,
-    )
+    @partial(jax.jit, donate_argnums=0, out_shardings=jax.P(), compiler_options=frugal)
     def step(
         state: State,
         frozen: Any,
