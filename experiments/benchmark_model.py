@@ -192,18 +192,20 @@ def ours(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
     if case.work == "evaluate":
         return Work(lambda: evaluate(case, graphdef, trainable, frozen))
     config, optimizer = OTSegConfig(), optim.make_optimizer(lambda _: 2e-4, weight_decay=0.01)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step = make_train_step(
         graphdef,
         optimizer,
         regimes.resolve("supervised", num_classes=len(text), unseen=()),
-        mesh=sharding.make_mesh(devices=jax.devices()[:1]),
+        mesh=mesh,
         outputs=config.outputs(),
         mean=(0.0,) * 3,  # images are normalised
         std=(1.0,) * 3,
     )
     state = [State(trainable, jax.jit(optimizer.init)(trainable))]
     batch = {"image": image, "label": label}
-    program = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
+    with jax.set_mesh(mesh):
+        program = step.lower(state[0], frozen, text, batch, jnp.int32(0)).compile()
     planned = sum(memory.needed(program)) / 1e9
     memory.give_back()  # as `loop` does
 
