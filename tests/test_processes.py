@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import grain
 import numpy as np
 import own_data
 import pytest
+from bucket_server import BUCKET
 
+from otseg_jax import buckets, paths
 from otseg_jax.checkpoints import lock
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.training import watch
@@ -97,39 +100,52 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
     assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2]
 
 
-TRAIN = """
+RUN = """
 import sys, json, small
-from otseg_jax import cli, processes
+from otseg_jax import buckets, cli, processes
+from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
-workdir, fields, port, count, index = *sys.argv[1:3], *map(int, sys.argv[3:])
+workdir, mode, fields, port, count, index = *sys.argv[1:4], *map(int, sys.argv[4:])
+buckets.WAITS = (0.01,) * 4
 
 
 def work():
     if count > 1:
         processes.start(f"localhost:{port}", count, index)
-    loop.train(small.settings(**json.loads(fields)), workdir)
+    {"train": loop.train, "eval": report.evaluate}[mode](
+        small.settings(**json.loads(fields)), workdir
+    )
 
 
 with processes.ending_together():
     cli.run(work)
 """
+NOWHERE = "/dev/null/nowhere"  # is not there, and cannot be made
 ENDED = r"error: a process of this run ended too early .*: the same command, .* {}\n\Z"
 DEVICES = 4  # of all processes: the sum of the parts of a gradient has one order
 STEPS = 12
 FIELDS = {"train.steps": STEPS, "train.eval_every": STEPS // 2, "train.checkpoint_every": 2}
 
 
-def start(workdir, count, **fields):
-    """The processes of a run on the loopback, each with its share of the devices."""
+def start(workdir, count, mode="train", home=NOWHERE, **fields):
+    """The processes of a run on the loopback, each with its share of the devices.
+
+    The first alone has the folder of a workdir, or the `home` of the copy of one in a bucket.
+    """
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES // count}"
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    arguments = [str(workdir), json.dumps(FIELDS | fields), str(free_port()), str(count)]
+    arguments = [mode, json.dumps(FIELDS | fields), str(free_port()), str(count)]
+    shared = paths.in_bucket(workdir)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN, *arguments, str(index)],
-            env=environment,
+            [
+                *(sys.executable, "-c", RUN),
+                str(workdir) if shared or index == 0 else NOWHERE,
+                *(*arguments, str(index)),
+            ],
+            env=environment | {buckets.HOME: NOWHERE if index else str(home)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -185,36 +201,66 @@ def test_four_processes_train_as_one_does(alone, tmp_path):
     assert_same(tmp_path, alone)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
-    """Four, of which one is killed; two, of which one is stopped; one to the end."""
-    four = start(tmp_path, 4)
-    wait_for((tmp_path / "checkpoints" / "4").is_dir, four)
-    four[2].kill()
+def test_a_run_in_a_bucket_goes_on_with_another_number_of_processes(alone, server, tmp_path):
+    """Four, of which one is killed; two, of which one is stopped; one to the end; each elsewhere.
+
+    Two of which one is stopped, and two, evaluate it.
+    """
+    run, homes = f"{BUCKET}/run", [tmp_path / str(number) for number in range(5)]
+    here = [home / "s3/bucket/run" for home in homes]
+
+    def begun(number):
+        # they know one another from here, and compile for seconds
+        owner, first = here[number] / lock.OWNER, str(started[0].pid)
+        return owner.exists() and first in owner.read_text()
+
+    started = start(run, 4, home=homes[0])
+    wait_for((here[0] / "checkpoints" / "4").is_dir, started)
+    started[2].kill()
     killed = time.monotonic()
-    said = end(four)
+    said = end(started)
     assert time.monotonic() - killed < 60
-    assert not (tmp_path / "results.json").exists(), "the run was over: the test shows nothing"
-    for process, told in zip(four, said, strict=True):
+    assert not (here[0] / "results.json").exists(), "the run was over: the test shows nothing"
+    for process, told in zip(started, said, strict=True):
         assert process.returncode != 0
         assert "Traceback" not in told
         # the last line, of the killed one too, whatever libraries said before
         found = re.search(ENDED.format("goes on from step (\\d+)(, or .*)?"), told)
         assert found, told
-        assert int(found[1]) <= latest(tmp_path) or found[2]
+        assert int(found[1]) <= latest(run) or found[2]
 
-    two = start(tmp_path, 2)
-    owner = tmp_path / lock.OWNER
-    # they know one another from here, and compile for seconds
-    wait_for(lambda: owner.exists() and str(two[0].pid) in owner.read_text(), two)
-    two[1].send_signal(signal.SIGTERM)
-    for process, told in zip(two, end(two), strict=True):
+    started = start(run, 2, home=homes[1])
+    wait_for(partial(begun, 1), started)
+    started[1].send_signal(signal.SIGTERM)
+    for process, told in zip(started, end(started), strict=True):
         assert process.returncode == 130, told
-        assert f"stopped after step {latest(tmp_path)}, which is saved: the same command" in told
+        assert f"stopped after step {latest(run)}, which is saved: the same command" in told
 
-    one = start(tmp_path, 1)
-    said = end(one)
-    assert one[0].returncode == 0, said
-    assert_same(tmp_path, alone)
+    # what the first process cannot save ends all, and it says why
+    server.refuse = lambda asked: asked.startswith("PUT") and "files.json" in asked
+    started = start(run, 2, home=homes[2])
+    first, second = end(started)
+    assert [process.returncode for process in started] == [1, 1], (first, second)
+    assert re.search(r"^error: s3://bucket/run cannot be reached.*\n\Z", first, re.MULTILINE), first
+    assert "error" not in second
+    server.refuse = lambda asked: False
+
+    started = start(run, 1, home=homes[3])
+    said = end(started)
+    assert started[0].returncode == 0, said
+    assert_same(here[3], alone)
+
+    started = start(run, 2, "eval", homes[4])
+    wait_for(partial(begun, 4), started)
+    started[1].send_signal(signal.SIGTERM)
+    for process, told in zip(started, end(started), strict=True):
+        assert process.returncode == 130, told
+        assert re.search(r"stopped before photo \d, without results: the same command", told)
+    started = start(run, 2, "eval", homes[4], **{"eval.save_predictions": True})
+    said = end(started)
+    assert [process.returncode for process in started] == [0, 0], said
+    assert_same(here[4], alone)
+    assert len([*here[4].glob("predictions/otseg_plus/*.png")]) == 6
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
@@ -239,7 +285,7 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
 
 def latest(workdir):
     """The last step that was saved."""
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints(buckets.fetched(workdir) / "checkpoints") as checkpoints:
         return checkpoints.latest_step()
 
 
