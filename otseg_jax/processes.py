@@ -154,7 +154,7 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def first() -> bool:
+def is_first() -> bool:
     """Whether this process is the first of its run, or alone."""
     # asked this way, as the devices may be busy with a run that is already there
     return not (jax.distributed.is_initialized() and jax.process_index())
@@ -202,7 +202,7 @@ def by_first(work: Callable[Given, Result]) -> Callable[Given, Result]:
     What it cannot do ends all of them, as of `together`.
 
     Args:
-        work: is called for by all processes in the same order; returns what `told` takes.
+        work: is called for by all processes in the same order; returns what `tell` takes.
     """
 
     @functools.wraps(work)
@@ -211,37 +211,40 @@ def by_first(work: Callable[Given, Result]) -> Callable[Given, Result]:
             return work(*args, **options)
 
         @together
-        def alone() -> Any:
-            if not first():
-                return None
+        def alone() -> bytes:
+            if not is_first():
+                return b""
             token = _ALONE.set(True)
             try:
-                return work(*args, **options)
+                return serialization.msgpack_serialize(work(*args, **options))
             finally:
                 _ALONE.reset(token)
 
-        return told(alone())
+        return serialization.msgpack_restore(_sent(alone(), by=0))
 
     return asked
 
 
-def told(mine: Any, by: int = 0) -> Any:
-    """What one process has, in every process, bit for bit.
+def tell(mine: Any, *, by: int) -> Any:
+    """Send what one process has to all; each gets it bit for bit.
 
     Args:
-        mine: JSON, with numpy arrays and bytes in it, less than 2 GB; of the others nothing counts.
-        by: which process it is.
+        mine: JSON with numpy arrays and bytes in it, less than 2 GB; that of others is not sent.
+        by: which process sends.
     """
-    if not _several():
-        return mine
-    tells = jax.process_index() == by
-    data = serialization.msgpack_serialize(mine) if tells else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.array(len(data), np.int32), tells))
+    data = serialization.msgpack_serialize(mine)
+    return serialization.msgpack_restore(_sent(data, by=by) if _several() else data)
+
+
+def _sent(data: bytes, *, by: int) -> bytes:
+    sends = jax.process_index() == by
+    send = functools.partial(multihost_utils.broadcast_one_to_all, is_source=sends)
+    length = int(send(np.array(len(data), np.int32)))
     # as whole numbers, because the devices add what the processes have: a -0.0 would lose its sign
-    sent = np.zeros(-(-length // BLOCK) * BLOCK, np.uint8)
-    sent[: len(data)] = np.frombuffer(data, np.uint8)
-    got = np.asarray(multihost_utils.broadcast_one_to_all(sent.view(np.uint32), tells))
-    return serialization.msgpack_restore(got.tobytes()[:length])
+    block = np.zeros(-(-length // BLOCK) * BLOCK, np.uint8)
+    if sends:
+        block[:length] = np.frombuffer(data, np.uint8)
+    return np.asarray(send(block.view(np.uint32))).tobytes()[:length]
 
 
 class StopTogether(StopOnSignal):

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest

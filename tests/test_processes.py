@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import grain
@@ -58,6 +57,9 @@ missing = ended(lambda: processes.together(build.open_split)(elsewhere, "train")
 mine = np.full((2, 3 * jax.process_index() + 1), 7 + jax.process_index(), np.int32)
 counts = np.array([2**40 + jax.process_index(), 5])
 summed = [processes.total(counts).tolist(), processes.joined(mine).tolist()]
+of_second = {"zero": np.float32(-0.0), "more": [1, None, "é"]} if jax.process_index() else None
+got = processes.tell(of_second, by=1)
+summed += [float(np.copysign(1, got["zero"])), got["more"]]
 last = ended(lambda: lock.hold(own + "/run").__enter__())
 print(json.dumps([held, learnt, missing, last, summed]))
 """
@@ -96,8 +98,8 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
     assert "there is nothing to learn" in first[1]
     assert "nowhere is not a folder" in second[2]
     assert [first[2:4], second[:2], second[3]] == [[1, 0], [1, 1], 0]
-    # counts beyond 32 bits, and columns of which each has another number
-    assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2]
+    # counts beyond 32 bits, columns of which each has another number, what the second alone has
+    assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2, -1, [1, None, "é"]]
 
 
 RUN = """
@@ -193,74 +195,70 @@ def assert_same(workdir, alone):
     assert same == table
 
 
-def test_four_processes_train_as_one_does(alone, tmp_path):
-    """With dropout: an image has the same place in the batch."""
-    started = start(tmp_path, 4)
-    said = end(started)
-    assert [process.returncode for process in started] == [0] * 4, said
-    assert_same(tmp_path, alone)
+def test_four_processes_train_in_a_bucket_as_one_does_in_a_folder(alone, server, tmp_path):
+    """After two whose bucket failed; two evaluate it. With dropout: an image has the same place."""
+    run, homes = f"{BUCKET}/run", [tmp_path / str(number) for number in range(3)]
+    server.refuse = lambda asked: asked.startswith("PUT") and "/4/files.json" in asked
+    two = start(run, 2, home=homes[0])
+    first, second = end(two)
+    assert [process.returncode for process in two] == [1, 1], (first, second)
+    # the first says why, and the other nothing
+    assert re.search(r"^error: s3://bucket/run cannot be reached.*\n\Z", first, re.MULTILINE), first
+    assert "error" not in second
+    server.refuse = lambda asked: False
+    assert latest(run) == 2
+
+    four = start(run, 4, home=homes[1])
+    said = end(four)
+    assert [process.returncode for process in four] == [0] * 4, said
+    assert_same(buckets.fetched(run), alone)
+
+    two = start(run, 2, "eval", homes[2], **{"eval.save_predictions": True})
+    said = end(two)
+    assert [process.returncode for process in two] == [0, 0], said
+    evaluated = buckets.fetched(run)
+    assert_same(evaluated, alone)
+    assert len([*evaluated.glob("predictions/otseg_plus/*.png")]) == 6  # each labelled three
 
 
-def test_a_run_in_a_bucket_goes_on_with_another_number_of_processes(alone, server, tmp_path):
-    """Four, of which one is killed; two, of which one is stopped; one to the end; each elsewhere.
-
-    Two of which one is stopped, and two, evaluate it.
-    """
-    run, homes = f"{BUCKET}/run", [tmp_path / str(number) for number in range(5)]
-    here = [home / "s3/bucket/run" for home in homes]
-
-    def begun(number):
-        # they know one another from here, and compile for seconds
-        owner, first = here[number] / lock.OWNER, str(started[0].pid)
-        return owner.exists() and first in owner.read_text()
-
-    started = start(run, 4, home=homes[0])
-    wait_for((here[0] / "checkpoints" / "4").is_dir, started)
-    started[2].kill()
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+    """Four, of which one is killed; two, of which one is stopped; one to the end."""
+    four = start(tmp_path, 4)
+    wait_for((tmp_path / "checkpoints" / "4").is_dir, four)
+    four[2].kill()
     killed = time.monotonic()
-    said = end(started)
+    said = end(four)
     assert time.monotonic() - killed < 60
-    assert not (here[0] / "results.json").exists(), "the run was over: the test shows nothing"
-    for process, told in zip(started, said, strict=True):
+    assert not (tmp_path / "results.json").exists(), "the run was over: the test shows nothing"
+    for process, told in zip(four, said, strict=True):
         assert process.returncode != 0
         assert "Traceback" not in told
         # the last line, of the killed one too, whatever libraries said before
         found = re.search(ENDED.format("goes on from step (\\d+)(, or .*)?"), told)
         assert found, told
-        assert int(found[1]) <= latest(run) or found[2]
+        assert int(found[1]) <= latest(tmp_path) or found[2]
 
-    started = start(run, 2, home=homes[1])
-    wait_for(partial(begun, 1), started)
-    started[1].send_signal(signal.SIGTERM)
-    for process, told in zip(started, end(started), strict=True):
-        assert process.returncode == 130, told
-        assert f"stopped after step {latest(run)}, which is saved: the same command" in told
+    for told in stopped(start(tmp_path, 2), tmp_path):
+        assert f"stopped after step {latest(tmp_path)}, which is saved: the same command" in told
 
-    # what the first process cannot save ends all, and it says why
-    server.refuse = lambda asked: asked.startswith("PUT") and "files.json" in asked
-    started = start(run, 2, home=homes[2])
-    first, second = end(started)
-    assert [process.returncode for process in started] == [1, 1], (first, second)
-    assert re.search(r"^error: s3://bucket/run cannot be reached.*\n\Z", first, re.MULTILINE), first
-    assert "error" not in second
-    server.refuse = lambda asked: False
+    one = start(tmp_path, 1)
+    said = end(one)
+    assert one[0].returncode == 0, said
+    assert_same(tmp_path, alone)
 
-    started = start(run, 1, home=homes[3])
-    said = end(started)
-    assert started[0].returncode == 0, said
-    assert_same(here[3], alone)
-
-    started = start(run, 2, "eval", homes[4])
-    wait_for(partial(begun, 4), started)
-    started[1].send_signal(signal.SIGTERM)
-    for process, told in zip(started, end(started), strict=True):
-        assert process.returncode == 130, told
+    for told in stopped(start(tmp_path, 2, "eval"), tmp_path):
         assert re.search(r"stopped before photo \d, without results: the same command", told)
-    started = start(run, 2, "eval", homes[4], **{"eval.save_predictions": True})
-    said = end(started)
-    assert [process.returncode for process in started] == [0, 0], said
-    assert_same(here[4], alone)
-    assert len([*here[4].glob("predictions/otseg_plus/*.png")]) == 6
+
+
+def stopped(two, workdir):
+    """What two processes said that were stopped by SIGTERM to one of them."""
+    owner = workdir / lock.OWNER
+    # they know one another from here, and compile for seconds
+    wait_for(lambda: owner.exists() and str(two[0].pid) in owner.read_text(), two)
+    two[1].send_signal(signal.SIGTERM)
+    said = end(two)
+    assert [process.returncode for process in two] == [130, 130], said
+    return said
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):

@@ -46,7 +46,7 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    if not processes.first():
+    if not processes.is_first():
         yield
         return
     paths.check_writable(folder)

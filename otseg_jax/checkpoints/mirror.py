@@ -75,7 +75,7 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 def _copy(folder: Path) -> Copy | None:
-    return buckets.of(folder) if processes.first() else None
+    return buckets.of(folder) if processes.is_first() else None
 
 
 def _begin(copy: Copy | None) -> None:

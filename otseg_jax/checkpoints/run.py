@@ -89,7 +89,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for a running save, then release Orbax's threads; others are not asked."""
-        if processes.first():
+        if processes.is_first():
             try:
                 self._settle()
             finally:
@@ -106,7 +106,7 @@ class Checkpoints:
         Raises:
             SaveError: one has failed by now; of several processes `save` and `wait` tell all.
         """
-        running = not processes.first() or self._manager.is_saving_in_progress()
+        running = not processes.is_first() or self._manager.is_saving_in_progress()
         if not running and jax.process_count() == 1:
             self._settle()
         return running

@@ -26,14 +26,14 @@ class Predictions:
         for output, label in maps.items() if self._wanted else ():
             name = f"{FOLDER}/{output}/{photo}.png"
             self._unwritten[name] = figures.encode_label(label, self._palette)
-        if processes.first():
+        if processes.is_first():
             self._write(self._unwritten)
             self._unwritten.clear()
 
     def finish(self) -> None:
         """Write those of the other processes; all call it."""
         for process in range(1, jax.process_count() if self._wanted else 1):
-            theirs = processes.told(self._unwritten, by=process)
+            theirs = processes.tell(self._unwritten, by=process)
             processes.by_first(self._write)(theirs)
 
     def _write(self, pictures: Mapping[str, bytes]) -> None:
