@@ -68,9 +68,11 @@ def of(folder: Path) -> "Copy | None":
     return Copy(f"{kind}://{'/'.join(rest)}") if kind in paths.BUCKETS and rest else None
 
 
-def fetched(name: str | os.PathLike[str]) -> Path:
-    """The folder that a name stands for; of a bucket, a copy to read that is like it now."""
-    return Copy(name, READ).pull() if paths.in_bucket(name) else paths.local(name)
+def fetched(
+    name: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda name: True
+) -> Path:
+    """The folder that a name stands for; of a bucket, a copy to read, as of `Copy.pull`."""
+    return Copy(name, READ).pull(wanted) if paths.in_bucket(name) else paths.local(name)
 
 
 class Copy:

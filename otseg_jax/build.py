@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from otseg_jax import buckets, paths, processes, settings, sharding, text
-from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax.checkpoints import pretrained, restore, spec
 from otseg_jax.checkpoints.pretrained import Model, Pretrained
 from otseg_jax.checkpoints.spec import Origin, Record, Spec
 from otseg_jax.data import classes, inspect, regimes, shapes, splits
@@ -66,7 +66,7 @@ def settings_of(config: ml_collections.ConfigDict) -> Settings:
         hub.tokenizer(given.clip.tokenizer)  # before the work
     # a run may go on in another folder
     source, tokenizer = _absolute(given.clip.source), _absolute(given.clip.tokenizer)
-    start = str(buckets.fetched(given.init_from)) if given.init_from else ""
+    start = str(paths.resolve(given.init_from)) if given.init_from else ""
     clip = replace(given.clip, source=source, tokenizer=tokenizer)
     options = replace(given, clip=clip, init_from=start)
     for doubt in settings.doubts(options):
@@ -159,16 +159,17 @@ def stated(options: Settings) -> Stated:
     )
 
 
+@processes.together
 def open_clip(options: Settings) -> Pretrained:
     """The CLIP of a run: `clip.source`, or what is in the model directory that it starts from."""
     place, said = options.clip.source, stated(options)
     # a CLIP alone resizes positions by a kernel of its own
     size = None if isinstance(options.model, TrainingFreeConfig) else options.data.crop
-    if options.init_from and source.is_model(options.init_from):
+    if options.init_from and restore.is_model(options.init_from):
         if place != options.init_from:
             LOGGER.info("clip.source=%s, the model that is started from", options.init_from)
             said = Stated(tokenizer=said.tokenizer)  # the rest was said of the other
-        place = options.init_from
+        place = str(buckets.fetched(options.init_from))
     if place == "random" and any(said):
         raise ValueError(
             "--config.clip.source=random has the sizes of clip.random and the built-in tokenizer: "

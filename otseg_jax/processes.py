@@ -7,6 +7,7 @@ in the middle of whatever they do. What a person is to do is told by a shell tha
 
 import atexit
 import contextlib
+import contextvars
 import functools
 import itertools
 import os
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from flax import serialization
 from jax.experimental import multihost_utils
 from jaxtyping import Int32, Int64, Integer
 
@@ -32,7 +34,10 @@ Result = TypeVar("Result")
 
 HEARTBEAT = 40  # seconds without one until JAX ends the other processes
 PATIENCE = 10  # seconds that a process which ends waits for the others to end as well
+BLOCK = 4096  # bytes that are sent at least: each length is compiled for
 
+# whether the first process is doing what it does alone, in which it asks nobody
+_ALONE = contextvars.ContextVar("alone", default=False)
 # what JAX raises where another process is gone: a status, and who says so
 _LOSS = re.compile(r"[A-Z_]+: .*\b(?i:gloo|nccl|coordination|heartbeat|barrier)", re.DOTALL)
 # at the end of its input it tells the last line
@@ -149,6 +154,16 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def is_first() -> bool:
+    """Whether this process is the first of its run, or alone."""
+    # asked this way, as the devices may be busy with a run that is already there
+    return not (jax.distributed.is_initialized() and jax.process_index())
+
+
+def _several() -> bool:
+    return jax.distributed.is_initialized() and not _ALONE.get()
+
+
 class _Ended(SystemExit):
     """Another process tells why."""
 
@@ -162,8 +177,7 @@ def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @functools.wraps(work)
     def agreed(*args: Given.args, **options: Given.kwargs) -> Result:
-        # asked this way, as the devices may be busy with a run that is already there
-        if not jax.distributed.is_initialized():
+        if not _several():
             return work(*args, **options)
         failure = None
         try:
@@ -180,6 +194,57 @@ def together(work: Callable[Given, Result]) -> Callable[Given, Result]:
         return result
 
     return agreed
+
+
+def by_first(work: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Have the first process do something alone, and every process get what it returned.
+
+    What it cannot do ends all of them, as of `together`.
+
+    Args:
+        work: is called for by all processes in the same order; returns what `tell` takes.
+    """
+
+    @functools.wraps(work)
+    def asked(*args: Given.args, **options: Given.kwargs) -> Result:
+        if not _several():
+            return work(*args, **options)
+
+        @together
+        def alone() -> bytes:
+            if not is_first():
+                return b""
+            token = _ALONE.set(True)
+            try:
+                return serialization.msgpack_serialize(work(*args, **options))
+            finally:
+                _ALONE.reset(token)
+
+        return serialization.msgpack_restore(_sent(alone(), by=0))
+
+    return asked
+
+
+def tell(mine: Any, *, by: int) -> Any:
+    """Send what one process has to all; each gets it bit for bit.
+
+    Args:
+        mine: JSON with numpy arrays and bytes in it, less than 2 GB; that of others is not sent.
+        by: which process sends.
+    """
+    data = serialization.msgpack_serialize(mine)
+    return serialization.msgpack_restore(_sent(data, by=by) if _several() else data)
+
+
+def _sent(data: bytes, *, by: int) -> bytes:
+    sends = jax.process_index() == by
+    send = functools.partial(multihost_utils.broadcast_one_to_all, is_source=sends)
+    length = int(send(np.array(len(data), np.int32)))
+    # as whole numbers, because the devices add what the processes have: a -0.0 would lose its sign
+    block = np.zeros(-(-length // BLOCK) * BLOCK, np.uint8)
+    if sends:
+        block[:length] = np.frombuffer(data, np.uint8)
+    return np.asarray(send(block.view(np.uint32))).tobytes()[:length]
 
 
 class StopTogether(StopOnSignal):

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,8 +171,17 @@ def test_a_run_in_a_bucket_ends_as_one_in_a_folder(finished, weights, tmp_path, 
         report.evaluate(options, tmp_path / "evaluated")
         assert kept.read_text() == "a run is under way here"
         expected = weights(finished, 4)
-        for name, value in weights(Path(options.init_from), 4).items():
+        for name, value in weights(buckets.fetched(run), 4).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+        # what a run started from is not copied again where it goes on
+        options = small.settings(init_from=run, **{"train.steps": 1})
+        loop.train(options, tmp_path / "further")
+        assert "GET /bucket/runs/one/checkpoints/4/files.json" in server.asked
+        machine(4)
+        server.asked.clear()
+        loop.train(options, tmp_path / "further")
+        assert not [asked for asked in server.asked if "checkpoints" in asked]
     for workdir in (second, tmp_path / "evaluated"):
         assert (workdir / "results.json").read_text() == (finished / "results.json").read_text()
 

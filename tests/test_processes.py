@@ -14,7 +14,9 @@ import grain
 import numpy as np
 import own_data
 import pytest
+from bucket_server import BUCKET
 
+from otseg_jax import buckets, paths
 from otseg_jax.checkpoints import lock
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.training import watch
@@ -55,6 +57,9 @@ missing = ended(lambda: processes.together(build.open_split)(elsewhere, "train")
 mine = np.full((2, 3 * jax.process_index() + 1), 7 + jax.process_index(), np.int32)
 counts = np.array([2**40 + jax.process_index(), 5])
 summed = [processes.total(counts).tolist(), processes.joined(mine).tolist()]
+of_second = {"zero": np.float32(-0.0), "more": [1, None, "é"]} if jax.process_index() else None
+got = processes.tell(of_second, by=1)
+summed += [float(np.copysign(1, got["zero"])), got["more"]]
 last = ended(lambda: lock.hold(own + "/run").__enter__())
 print(json.dumps([held, learnt, missing, last, summed]))
 """
@@ -93,43 +98,56 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
     assert "there is nothing to learn" in first[1]
     assert "nowhere is not a folder" in second[2]
     assert [first[2:4], second[:2], second[3]] == [[1, 0], [1, 1], 0]
-    # counts beyond 32 bits, and columns of which each has another number
-    assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2]
+    # counts beyond 32 bits, columns of which each has another number, what the second alone has
+    assert first[4] == second[4] == [[2**41 + 1, 10], [[7, 8, 8, 8, 8]] * 2, -1, [1, None, "é"]]
 
 
-TRAIN = """
+RUN = """
 import sys, json, small
-from otseg_jax import cli, processes
+from otseg_jax import buckets, cli, processes
+from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
-workdir, fields, port, count, index = *sys.argv[1:3], *map(int, sys.argv[3:])
+workdir, mode, fields, port, count, index = *sys.argv[1:4], *map(int, sys.argv[4:])
+buckets.WAITS = (0.01,) * 4
 
 
 def work():
     if count > 1:
         processes.start(f"localhost:{port}", count, index)
-    loop.train(small.settings(**json.loads(fields)), workdir)
+    {"train": loop.train, "eval": report.evaluate}[mode](
+        small.settings(**json.loads(fields)), workdir
+    )
 
 
 with processes.ending_together():
     cli.run(work)
 """
+NOWHERE = "/dev/null/nowhere"  # is not there, and cannot be made
 ENDED = r"error: a process of this run ended too early .*: the same command, .* {}\n\Z"
 DEVICES = 4  # of all processes: the sum of the parts of a gradient has one order
 STEPS = 12
 FIELDS = {"train.steps": STEPS, "train.eval_every": STEPS // 2, "train.checkpoint_every": 2}
 
 
-def start(workdir, count, **fields):
-    """The processes of a run on the loopback, each with its share of the devices."""
+def start(workdir, count, mode="train", home=NOWHERE, **fields):
+    """The processes of a run on the loopback, each with its share of the devices.
+
+    The first alone has the folder of a workdir, or the `home` of the copy of one in a bucket.
+    """
     environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES // count}"
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    arguments = [str(workdir), json.dumps(FIELDS | fields), str(free_port()), str(count)]
+    arguments = [mode, json.dumps(FIELDS | fields), str(free_port()), str(count)]
+    shared = paths.in_bucket(workdir)
     return [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN, *arguments, str(index)],
-            env=environment,
+            [
+                *(sys.executable, "-c", RUN),
+                str(workdir) if shared or index == 0 else NOWHERE,
+                *(*arguments, str(index)),
+            ],
+            env=environment | {buckets.HOME: NOWHERE if index else str(home)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -177,12 +195,30 @@ def assert_same(workdir, alone):
     assert same == table
 
 
-def test_four_processes_train_as_one_does(alone, tmp_path):
-    """With dropout: an image has the same place in the batch."""
-    started = start(tmp_path, 4)
-    said = end(started)
-    assert [process.returncode for process in started] == [0] * 4, said
-    assert_same(tmp_path, alone)
+def test_four_processes_train_in_a_bucket_as_one_does_in_a_folder(alone, server, tmp_path):
+    """After two whose bucket failed; two evaluate it. With dropout: an image has the same place."""
+    run, homes = f"{BUCKET}/run", [tmp_path / str(number) for number in range(3)]
+    server.refuse = lambda asked: asked.startswith("PUT") and "/4/files.json" in asked
+    two = start(run, 2, home=homes[0])
+    first, second = end(two)
+    assert [process.returncode for process in two] == [1, 1], (first, second)
+    # the first says why, and the other nothing
+    assert re.search(r"^error: s3://bucket/run cannot be reached.*\n\Z", first, re.MULTILINE), first
+    assert "error" not in second
+    server.refuse = lambda asked: False
+    assert latest(run) == 2
+
+    four = start(run, 4, home=homes[1])
+    said = end(four)
+    assert [process.returncode for process in four] == [0] * 4, said
+    assert_same(buckets.fetched(run), alone)
+
+    two = start(run, 2, "eval", homes[2], **{"eval.save_predictions": True})
+    said = end(two)
+    assert [process.returncode for process in two] == [0, 0], said
+    evaluated = buckets.fetched(run)
+    assert_same(evaluated, alone)
+    assert len([*evaluated.glob("predictions/otseg_plus/*.png")]) == 6  # each labelled three
 
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
@@ -202,19 +238,27 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
         assert found, told
         assert int(found[1]) <= latest(tmp_path) or found[2]
 
-    two = start(tmp_path, 2)
-    owner = tmp_path / lock.OWNER
-    # they know one another from here, and compile for seconds
-    wait_for(lambda: owner.exists() and str(two[0].pid) in owner.read_text(), two)
-    two[1].send_signal(signal.SIGTERM)
-    for process, told in zip(two, end(two), strict=True):
-        assert process.returncode == 130, told
+    for told in stopped(start(tmp_path, 2), tmp_path):
         assert f"stopped after step {latest(tmp_path)}, which is saved: the same command" in told
 
     one = start(tmp_path, 1)
     said = end(one)
     assert one[0].returncode == 0, said
     assert_same(tmp_path, alone)
+
+    for told in stopped(start(tmp_path, 2, "eval"), tmp_path):
+        assert re.search(r"stopped before photo \d, without results: the same command", told)
+
+
+def stopped(two, workdir):
+    """What two processes said that were stopped by SIGTERM to one of them."""
+    owner = workdir / lock.OWNER
+    # they know one another from here, and compile for seconds
+    wait_for(lambda: owner.exists() and str(two[0].pid) in owner.read_text(), two)
+    two[1].send_signal(signal.SIGTERM)
+    said = end(two)
+    assert [process.returncode for process in two] == [130, 130], said
+    return said
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
@@ -239,7 +283,7 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
 
 def latest(workdir):
     """The last step that was saved."""
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints(buckets.fetched(workdir) / "checkpoints") as checkpoints:
         return checkpoints.latest_step()
 
 

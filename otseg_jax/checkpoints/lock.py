@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import jax
 
 from otseg_jax import buckets, paths, processes
 from otseg_jax.checkpoints import mirror
@@ -31,14 +30,14 @@ LOGGER = logging.getLogger(__name__)
 def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
     """Hold a workdir until the block ends, or the process.
 
-    Of several processes of one run the first holds it. Reading needs no hold. Of one in a bucket
-    the copy is held, on this machine alone.
+    Of several processes of one run the first holds it, and the others need not see it. Reading
+    needs no hold. Of one in a bucket the copy is held, on this machine alone.
 
     Raises:
         ValueError: another process holds it, or it cannot be written; nothing was changed.
         OSError: errors as of `mirror.kept`.
     """
-    folder = paths.check_writable(buckets.here(workdir))
+    folder = processes.together(buckets.here)(workdir)
     with contextlib.ExitStack() as held:
         processes.together(held.enter_context)(_held(folder))
         held.enter_context(mirror.kept(folder))
@@ -47,9 +46,10 @@ def hold(workdir: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    if jax.distributed.is_initialized() and jax.process_index():
+    if not processes.is_first():
         yield
         return
+    paths.check_writable(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     before = _owner(folder)
     with contextlib.ExitStack() as held:

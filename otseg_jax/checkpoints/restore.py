@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
-from otseg_jax import paths, processes
-from otseg_jax.checkpoints import pretrained, spec
+from otseg_jax import buckets, paths, processes
+from otseg_jax.checkpoints import config, pretrained, spec
 from otseg_jax.checkpoints.failure import Deleted
 from otseg_jax.checkpoints.run import Checkpoints
 from otseg_jax.checkpoints.spec import Record, Spec
@@ -32,31 +33,46 @@ class Trained(NamedTuple):
 
 @processes.together
 def find(place: str | Path, wanted: str = "latest", *, flag: str = "checkpoint") -> Trained:
-    """Find trained weights.
+    """Find trained weights. Of several processes the first reads a run, each a model directory.
 
     Args:
-        place: workdir of a run, or model directory (which holds one step, whatever is wanted).
+        place: workdir of a run, or model directory (which holds one step, whatever is wanted), here
+            or in a bucket.
         wanted: "latest", "best", "half" (of the schedule), or a step.
         flag: what `wanted` is called where it is given, for messages.
 
     Raises:
         FileNotFoundError, ValueError: no such run or step, a CLIP alone, or what is damaged.
     """
-    if source.is_model(place):
-        found = pretrained.read(place)
+    if is_model(place):
+        found = pretrained.read(buckets.fetched(place))
         model = pretrained.need_model(found, f": set --config.clip.source={place} instead")
         return Trained(
             model.spec, None, str(place), lambda state: _assigned(state, model, str(place))
         )
-    step, record = read(place, wanted, lambda _, step, record: (step, record), flag=flag)
+
+    def described(checkpoints: Checkpoints, step: int, record: Record) -> list[Any]:
+        return [step, checkpoints.read_meta(step)]
+
+    step, meta = processes.by_first(read)(place, wanted, described, flag=flag)
+    record = spec.read_record(meta, str(place))
 
     def restore(state: Any) -> Any:
-        def weights(checkpoints: Checkpoints, step: int, record: Record) -> Any:
-            return checkpoints.restore(step, {"trainable": state})["trainable"]
+        whole = {"trainable": state}
 
-        return read(place, wanted, weights, chosen=step, flag=flag)
+        def weights(checkpoints: Checkpoints, step: int, record: Record) -> dict[str, np.ndarray]:
+            return checkpoints.read_state(step, whole)
+
+        leaves = processes.by_first(read)(place, wanted, weights, chosen=step, flag=flag)
+        return names.place(whole, leaves)["trainable"]
 
     return Trained(record.spec, record.settings, f"{place}, step {step}", restore)
+
+
+@processes.by_first
+def is_model(place: str | Path) -> bool:
+    """Whether a place, here or in a bucket, is a model directory: the first process looks."""
+    return source.is_model(buckets.fetched(place, lambda name: name == config.NAME))
 
 
 def read(
@@ -70,7 +86,7 @@ def read(
     """Read a step of a run, while a training may go on there that deletes what it keeps no longer.
 
     Args:
-        place: workdir.
+        place: workdir, here or in a bucket.
         wanted: as of `find`; latest and best are chosen again where the step was deleted.
         work: reads what is wanted of a step.
         chosen: the step that was chosen before; None: choose one.
@@ -81,7 +97,7 @@ def read(
     """
     gone = False
     while True:
-        with Checkpoints(paths.resolve(place) / CHECKPOINTS) as checkpoints:
+        with Checkpoints(buckets.fetched(place) / CHECKPOINTS) as checkpoints:
             try:
                 if chosen is not None and chosen not in (steps := checkpoints.steps()):
                     raise Deleted(checkpoints.directory, chosen, steps)
@@ -110,7 +126,7 @@ def choose(
             f"choose {flag}=latest, or a step"
         )
     if step is None:
-        if whole := part_of(place):
+        if whole := part_of(Path(checkpoints.directory).parent):
             raise FileNotFoundError(f"{place} is a part of {whole}: give that")
         raise FileNotFoundError(
             f"{place} holds no {wanted} checkpoint in {CHECKPOINTS}/: train there first, or name a "

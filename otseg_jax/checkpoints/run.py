@@ -18,12 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import Float32
 
-from otseg_jax import paths
+from otseg_jax import paths, processes
 from otseg_jax.checkpoints import manifest
 from otseg_jax.checkpoints.failure import Deleted, SaveError, listing, reason, remove_unfinished
+from otseg_jax.checkpoints.manager import Manager
 from otseg_jax.checkpoints.retention import Retention
 from otseg_jax.data.lists import some
 from otseg_jax.weights import names
@@ -34,8 +34,9 @@ LOGGER = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run: the newest, the best, and the named milestones are kept.
 
-    All processes of a distributed run call every method together, in the same order. Reading never
-    writes: no folder is created before the first `save`, and none is cleaned up.
+    Of several processes the first alone reads and writes, and tells the others: they need not see
+    the folder. All call every method together, in the same order, but for `saving` and `close`.
+    Reading never writes: no folder is created before the first `save`, and none is cleaned up.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -61,21 +62,16 @@ class Checkpoints:
             milestones: steps never deleted, such as the one that a transductive run starts from.
             metric: key of `judge(metrics)` that decides which is best; higher is better.
         """
-        folder = paths.resolve(directory)
-        self.directory = os.fspath(folder)
+        self.directory = os.fspath(paths.resolve(directory))
+        self._retention, self._saving = Retention(milestones=milestones, metric=metric), -1
+        self._open()
+
+    @processes.by_first
+    def _open(self) -> None:
+        folder = paths.resolve(self.directory)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{self.directory} is a file; wanted a folder of checkpoints")
-        self._retention, self._saving = Retention(milestones=milestones, metric=metric), -1
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                # Orbax would stop at the first step with unreadable metrics: they are read below
-                lightweight_initialize=True,
-                preservation_policy=self._retention,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
-            ),
-        )
+        self._manager = Manager(folder, self._retention, self._write_manifest)
         for step in self._manager.all_steps():
             try:
                 self._retention.judge(step, self._metrics(step))
@@ -92,39 +88,46 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait for a running save, then release Orbax's threads."""
-        try:
-            self.wait()
-        finally:
-            self._manager.close()
+        """Wait for a running save, then release Orbax's threads; others are not asked."""
+        if processes.is_first():
+            try:
+                self._settle()
+            finally:
+                self._manager.close()
 
+    @processes.by_first
     def wait(self) -> None:
         """Wait until a running save is complete on disk; a `SaveError` if it failed."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # any type: it comes from Orbax's threads
-            raise self._failed(error) from error
+        self._settle()
 
     def saving(self) -> bool:
-        """Whether a save is running; a `SaveError` if one has failed by now."""
-        running = self._manager.is_saving_in_progress()
+        """Whether a save is running, which only the first process knows; others are not asked.
+
+        Raises:
+            SaveError: one has failed by now; of several processes `save` and `wait` tell all.
+        """
+        running = not processes.is_first() or self._manager.is_saving_in_progress()
         if not running and jax.process_count() == 1:
-            self.wait()
+            self._settle()
         return running
 
+    @processes.by_first
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; waits for a running save."""
-        self.wait()
+        self._settle()
         return sorted(self._manager.all_steps())
 
+    @processes.by_first
     def latest_step(self) -> int | None:
         """The newest step, or None where there is no checkpoint."""
         return max(self.steps(), default=None)
 
+    @processes.by_first
     def best_step(self) -> int | None:
         """The step with the highest metric, or None where none has it; as `Retention.best`."""
         return self._retention.best(self.steps())
 
+    @processes.by_first
     def save(
         self,
         step: int,
@@ -164,21 +167,15 @@ class Checkpoints:
                 f"cannot save step {step} to {self.directory}: {some(problems, mark='; ')}"
             )
 
-        items = {
-            "state": ocp.args.PyTreeSave(names.nest(leaves)),
-            "meta": ocp.args.JsonSave(record),
-        }
-        if text is not None:
-            items["text"] = ocp.args.PyTreeSave({"embeddings": text})
         self._saving = step
         try:
             self._manager.directory.mkdir(parents=True, exist_ok=True)
-            self._clean()
-            # force: when to save is the caller's decision, not that of Orbax's interval
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            remove_unfinished(self._manager.directory)
+            self._manager.begin(step, leaves, record, text)
         except Exception as error:  # any type: Orbax writes a part of it at once
             raise self._failed(error) from error
 
+    @processes.by_first
     def judge(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Put the metrics of an evaluation beside a step that was saved, and keep what is best.
 
@@ -191,8 +188,7 @@ class Checkpoints:
         """
         self._check_present(step)
         found, folder = manifest.plain(metrics), self._manager.directory / str(step)
-        if jax.process_index() == 0:
-            manifest.write_metrics(folder, found)
+        manifest.write_metrics(folder, found)
         self._retention.judge(step, found)
         for old in sorted({*self.steps()} - self._retention.kept(self.steps())):
             with paths.writing(self.directory):
@@ -202,6 +198,7 @@ class Checkpoints:
         """Make a step one of the milestones."""
         self._retention.keep(step)
 
+    @processes.by_first
     def judged(self, step: int) -> bool:
         """Whether the metrics of a step are there."""
         return (self._manager.directory / str(step) / manifest.METRICS).exists()
@@ -217,6 +214,11 @@ class Checkpoints:
         Raises:
             ValueError: no such step, another model's (all differences told), or a damaged one.
         """
+        return names.place(abstract_state, self.read_state(step, abstract_state))
+
+    @processes.by_first
+    def read_state(self, step: int, abstract_state: Any) -> dict[str, np.ndarray]:
+        """The arrays of `restore` by name, in memory."""
         targets = names.flatten(abstract_state)
         problems = names.differences(self._record(step)["leaves"], names.describe(targets))
         if problems:
@@ -224,27 +226,25 @@ class Checkpoints:
                 f"{self.directory}/{step} does not fit this model: {some(problems, mark='; ')}. "
                 "Use the configuration that it was trained with (read_meta returns it)"
             )
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = {
-            n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
-            for n, x in targets.items()
-        }
-        tree = names.nest(shapes)
-        options = ocp.checkpoint_utils.construct_restore_args(tree)
-        args = ocp.args.PyTreeRestore(tree, restore_args=options, partial_restore=True)
-        leaves = names.flatten(self._read(step, "state", args))
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[k] for k in targets])
+        return self._read(step, "state", targets)
 
+    @processes.by_first
     def read_meta(self, step: int) -> dict[str, Any]:
         """What was saved as `meta`; a ValueError where there is no such step, or a damaged one."""
         return self._record(step)["meta"]
 
+    @processes.by_first
     def read_text(self, step: int) -> Float32[np.ndarray, "k n c"]:
         """The text embeddings that were saved with a step; a ValueError also where none were."""
         if not self._record(step)["has_text"]:
             raise ValueError(f"{self.directory}/{step} was saved without text embeddings")
-        as_numpy = {"embeddings": ocp.RestoreArgs(restore_type=np.ndarray)}
-        return self._read(step, "text", ocp.args.PyTreeRestore(restore_args=as_numpy))["embeddings"]
+        return self._read(step, "text", ["embeddings"])["embeddings"]
+
+    def _settle(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # any type: it comes from Orbax's threads
+            raise self._failed(error) from error
 
     def _check_present(self, step: int) -> None:
         if step not in (present := self.steps()):
@@ -253,12 +253,12 @@ class Checkpoints:
                 "Choose one of these, or check --workdir"
             )
 
-    def _read(self, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+    def _read(self, step: int, item: str, leaves: Collection[str] = ()) -> Any:
         self._check_present(step)
         cause, folder = None, self._manager.directory / str(step)
         try:
             if not (problems := manifest.damage(folder, item)):
-                return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+                return self._manager.read(step, item, leaves)
         except Exception as error:  # tensorstore has no type for damage
             problems, cause = [reason(error)], error
         if manifest.is_deleted(folder):
@@ -271,7 +271,7 @@ class Checkpoints:
         ) from cause
 
     def _record(self, step: int) -> dict[str, Any]:
-        return self._read(step, "meta", ocp.args.JsonRestore())
+        return self._read(step, "meta")
 
     def _metrics(self, step: int) -> Mapping[str, Any]:
         if self._record(step).get("metrics"):
@@ -280,7 +280,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         with contextlib.suppress(OSError):
-            self._clean()
+            remove_unfinished(self._manager.directory)
             self._manager.reload()  # its list already lacks the steps that were to be deleted
         steps = [step for step in self._manager.all_steps() if step != self._saving]
         return SaveError(
@@ -288,12 +288,8 @@ class Checkpoints:
             f"kept: {listing(steps)}. Check free space and permissions"
         )
 
-    def _clean(self) -> None:
-        if jax.process_index() == 0:
-            remove_unfinished(self._manager.directory)
-
     def _write_manifest(self) -> None:
-        # Orbax calls this on the first process when all is written, just before the rename
+        # Orbax calls this when all is written, just before the rename
         name = str(self._saving)
         for folder in self._manager.directory.iterdir():
             if folder.name == name or folder.name.startswith(f"{name}.orbax-checkpoint-tmp"):

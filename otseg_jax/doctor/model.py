@@ -14,7 +14,6 @@ from otseg_jax.predict import Segmenter, load
 from otseg_jax.predict.__main__ import BETTER
 from otseg_jax.predict.loading import SHIPPED, SHIPPED_AT
 from otseg_jax.weights import hub
-from otseg_jax.weights import source as sources
 
 WORDS = ["cat", "grass", "sky"]
 
@@ -134,5 +133,5 @@ def _clip(place: Path) -> str:
     run = restore.find(place).settings
     if run is None:
         return ""
-    started = run.init_from if run.init_from and sources.is_model(run.init_from) else ""
+    started = run.init_from if run.init_from and restore.is_model(run.init_from) else ""
     return f" --config.clip.source={started or run.clip.source}"

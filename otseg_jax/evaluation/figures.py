@@ -4,6 +4,7 @@ Images are RGB in 0..255, labels hold class ids or `IGNORE`, a palette is `Vocab
 Ignored pixels are white in a colour map and keep the photo in an overlay. Missing folders are made.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,13 @@ def overlay(image: Image3, label: LabelMap, palette: Palette, *, alpha: float = 
 
 
 def label_png(path: str | Path, label: LabelMap, palette: Palette) -> None:
-    """Write a label map as a PNG that holds the ids: indexed where they fit, else 16-bit grey.
+    """Write a label map as a PNG, as of `encode_label`."""
+    with paths.atomic(paths.local(path)) as part:
+        part.write_bytes(encode_label(label, palette))
+
+
+def encode_label(label: LabelMap, palette: Palette) -> bytes:
+    """A label map as a PNG that holds the ids: indexed where they fit, else 16-bit grey.
 
     An indexed PNG shows the colours, and holds up to 256 classes, or 255 and the value 255, white,
     for `IGNORE`. In 16-bit grey, `IGNORE` is 65535.
@@ -85,8 +92,9 @@ def label_png(path: str | Path, label: LabelMap, palette: Palette) -> None:
         colours = np.full((256, 3), IGNORE_COLOUR, np.uint8)
         colours[: len(palette)] = palette
         picture.putpalette(colours.tobytes())
-    with paths.atomic(paths.local(path)) as part:
-        picture.save(part, format="PNG", optimize=True)
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 def panel(path: str | Path, rows: Sequence[Row], vocabulary: Vocabulary) -> None:

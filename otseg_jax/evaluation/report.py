@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from otseg_jax import build, paths
+from otseg_jax import buckets, build, paths
 from otseg_jax.build import Experiment, Split
 from otseg_jax.checkpoints import compare, lock, restore, spec
 from otseg_jax.checkpoints.spec import Spec
@@ -34,10 +34,11 @@ from otseg_jax.evaluation import (
 )
 from otseg_jax.evaluation.gallery import Gallery
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.predictions import Predictions
 from otseg_jax.evaluation.tally import Evaluation, Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.training_free import TrainingFreeConfig
-from otseg_jax.processes import StopTogether, together
+from otseg_jax.processes import StopTogether, by_first, together
 from otseg_jax.settings import Settings
 
 RESULTS = "results.json"
@@ -93,12 +94,17 @@ class Evaluated(NamedTuple):
     trained: Spec | None
 
 
-def _alone(options: Settings, workdir: Path) -> Evaluated:
+@by_first
+def _check_no_run(workdir: Path) -> None:
     if (workdir / restore.CHECKPOINTS).exists():
         raise ValueError(
             f"{workdir} holds a run, whose {RESULTS} would be replaced by that of a CLIP alone: "
             "choose another --workdir"
         )
+
+
+def _alone(options: Settings, workdir: Path) -> Evaluated:
+    _check_no_run(workdir)
     source = build.open_split(options, "val")
     build.check_labels(options, train=None, val=source)
     experiment = build.assemble(options, source.vocabulary)
@@ -123,7 +129,7 @@ def _trained(options: Settings, workdir: Path) -> Evaluated:
     weights = found.restore(experiment.trainable)
     if found.spec.classes != source.vocabulary.names:
         experiment = replace(experiment, vocabulary=_resplit(found.spec, source.vocabulary))
-    log = paths.local(place) / charts.LOG
+    log = buckets.here(place, buckets.READ) / charts.LOG
     return Evaluated(experiment, source, weights, found.where, log, found.spec)
 
 
@@ -146,23 +152,19 @@ def report(
             request, label maps as PNGs in `predictions/<output>/`.
         where: the weights are, for the report.
         log: of the run that they come from, whose curves it shows.
-        trained: as in `evaluate_split`.
-        before_photo: as in `evaluate_split`.
+        trained: as in `evaluate_split`, and so `before_photo`.
         on_results: called with the summaries before anything is written.
     """
     vocabulary, main, rows = experiment.vocabulary, experiment.spec.outputs.main, []
-    images = experiment.settings.eval.images
+    images, asked = experiment.settings.eval.images, experiment.settings.eval.save_predictions
     gallery = Gallery(len(photos(len(source), images)))
+    predictions = Predictions(workdir, vocabulary.palette, wanted=asked)
 
     def on_photo(number: int, example: Mapping[str, Any], maps: Mapping[str, np.ndarray]) -> None:
         gallery.see(number, example, maps[main])
         if number < SHOWN:
             rows.append((example["image"], example["label"], maps[main]))
-        if experiment.settings.eval.save_predictions:
-            for name, prediction in maps.items():
-                path = workdir / "predictions" / name / f"{example['name']}.png"
-                with paths.writing(path):
-                    figures.label_png(path, prediction, vocabulary.palette)
+        predictions.add(example["name"], maps)
 
     found = evaluate_split(
         experiment,
@@ -174,6 +176,7 @@ def report(
         trained=trained,
         before_photo=before_photo,
     )
+    predictions.finish()
     results = found.results
     on_results(results)
 

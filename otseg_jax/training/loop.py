@@ -129,7 +129,7 @@ class _Run:
                     self._save()
                 raise
             finally:
-                self.checkpoints.wait()
+                self.checkpoints.close()
 
     def _loop(self, step: Step, batches: Iterator[dict[str, np.ndarray]]) -> None:
         start, train, mesh, watch = self.done, self.options.train, self.experiment.mesh, self.watch
@@ -178,6 +178,7 @@ class _Run:
         self._check_finite()
         self._save()
         if stopping:
+            self.checkpoints.wait()
             raise self._stopped()
         self._evaluate()
         return True
@@ -210,7 +211,6 @@ class _Run:
         judged = (self.experiment, self.validation, self.state.trainable)
         train, images = self.options.train, self.options.train.eval_images
         last = self.done == train.steps
-        # asked once, while all processes find the same
         known = self.checkpoints.judged(self.done)
         rows = list[Any]()
         draw: Callable[[Path], object]
@@ -267,7 +267,7 @@ class _Run:
             text=np.asarray(self.experiment.text),
         )
         self.saved = self.done
-        self._tell_kept(", or from the save before it, as this one was under way")
+        self._tell_kept(", or from the save before it, if this one was still under way")
 
     def _check_finite(self) -> None:
         """End the run if the last step could not be taken: save the state before it, its batch."""

@@ -20,7 +20,6 @@ from otseg_jax.data.classes import Vocabulary
 from otseg_jax.processes import together
 from otseg_jax.settings import Settings
 from otseg_jax.training.step import State
-from otseg_jax.weights import source
 
 LOGGER = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def origin(
             "transductive training starts from an inductive run: set --config.init_from=WORKDIR "
             "(or a model directory)"
         )
-    if step and place and source.is_model(place):
+    if step and place and restore.is_model(place):
         raise ValueError(
             f"--config.init_step={step}: {place} is a model directory and holds one step; "
             "leave it 0"

@@ -118,13 +118,16 @@ class Watch:
 class Trace:
     """A trace of some steps, from the second on, which xprof and TensorBoard open.
 
+    Of several processes the first is traced.
+
     Args:
         folder: gets `plugins/profile/`.
         steps: how many; 0: none, and nothing is written.
     """
 
     def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.left, self.running, self.first = folder, steps, False, True
+        self.left = 0 if jax.process_index() else steps
+        self.folder, self.running, self.first = folder, False, True
 
     def __enter__(self) -> "Trace":
         return self

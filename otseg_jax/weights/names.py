@@ -73,6 +73,21 @@ def assign(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(tree), filled)
 
 
+def place(tree: Tree, leaves: Mapping[str, np.ndarray]) -> Tree:
+    """The arrays that `flatten` names, in the shardings of `tree`; without one, on one device.
+
+    Each process fills its own devices, where `jax.device_put` would first compare what all have.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = [
+        jax.make_array_from_callback(
+            x.shape, getattr(x, "sharding", None) or here, leaves[name].__getitem__
+        )
+        for name, x in flatten(tree).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), placed)
+
+
 def build(make: Callable[[], Module], leaves: Mapping[str, Any]) -> Module:
     """The model that `make` describes, with these weights; errors are those of `assign`.
 
