@@ -3,8 +3,8 @@
     python -m experiments.benchmark_evaluation --root=VOC2012        # 3 minutes, two CPU cores
 
 The full-size model of `benchmark_model`'s VOC, with random weights, on photos of the validation
-split, in the batches and with the readers of `configs/voc12.py`; the offset of seen classes is
-swept, as for a report. Photos a second, medians with quartiles:
+split, in the batches of `configs/voc12.py`, with as many readers as cores; the offset of seen
+classes is swept, as for a report. Photos a second, medians with quartiles:
 
 - `read`: decoded, resized and cut, while nothing else works;
 - `host`: what the thread that gives the device its work could do alone, by its own CPU seconds;
@@ -91,8 +91,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", required=True, help="folder of PASCAL VOC 2012, or its records")
-    parser.add_argument("--photos", type=int, default=32, help="of the validation split")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--photos", type=int, default=8, help="of the validation split")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     chosen = parser.parse_args()
     config = voc12.get_config("inductive")

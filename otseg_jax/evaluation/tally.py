@@ -55,10 +55,8 @@ class Tally:
         self._photos: list[str] = []
         self._entries = {method: [np.zeros((4, 0), np.int32)] for method in methods}
         self._sweeps: dict[str, Sweep] = {}
-        self._thresholds = None
         if labelled is not None:
             self._sweeps = {method: Sweep(labelled, offset) for method in methods}
-            self._thresholds = Sweep(labelled, offset).thresholds
 
     def name(self, photo: str) -> None:
         """Begin the next photo, whichever process looks at it."""
@@ -76,7 +74,8 @@ class Tally:
         metrics.check_ids(truth, classes)
         spare = [(0, more - side) for more, side in zip(shape, truth.shape, strict=True)]
         canvas = np.pad(truth, spare, constant_values=IGNORE)
-        found = count(best, canvas, self._thresholds, classes=classes)
+        thresholds = next((sweep.thresholds for sweep in self._sweeps.values()), None)  # all alike
+        found = count(best, canvas, thresholds, classes=classes)
         for counts in found.values():
             jax.tree.map(lambda x: x.copy_to_host_async(), (counts.confusion, counts.swept))
         return found
