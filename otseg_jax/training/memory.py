@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from otseg_jax.settings import Train
 
@@ -26,7 +26,6 @@ def check(compiled: Compiled, options: Train, mesh: Mesh) -> None:
         accumulate=options.accumulate,
         available=limit(mesh.local_devices[0]),
     )
-    give_back()
     if told:
         LOGGER.warning(told)
 
@@ -53,8 +52,16 @@ def frugal(platform: str) -> dict[str, str]:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def give_back() -> None:
-    """Give what is free to the system: the C library would keep what compiling took."""
+def compile_and_trim(lowered: Lowered) -> Compiled:
+    """A program, compiled or from the cache, in a process that holds little beside it."""
+    _give_back()
+    program = lowered.compile()
+    _give_back()
+    return program
+
+
+def _give_back() -> None:
+    """Give what is free to the system: the C library would keep what tracing and compiling took."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # not musl
         libc.malloc_trim(0)
 
@@ -65,6 +72,7 @@ def needed(compiled: Compiled) -> tuple[int, int]:
     Both are 0 where a backend does not tell.
     """
     found: Any = compiled.memory_analysis()
+    _give_back()  # 80 MB of a full-size step
     if found is None:
         return 0, 0
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
