@@ -213,6 +213,37 @@ def test_the_readme_holds_the_speeds_that_were_measured():
     ) in " ".join(readme.split())
 
 
+def test_the_readme_holds_what_another_cpu_took():
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    rows = json.loads((FOLDER / "benchmark_model_epyc_zen4.json").read_text())["rows"]
+    found = {tuple(row["case"].values()): row for row in rows}
+    assert len(found) == 18
+
+    def span(sizes, work):
+        """Of the ratios of one image, in both types."""
+        ratios = [
+            row["ratio"]
+            for case, row in found.items()
+            if case[0] in sizes and case[1:3] == (work, 1)
+        ]
+        assert len(ratios) == 2 * len(sizes)
+        return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+
+    remat = found["VOC", "step with remat", 1, "float32"]
+    assert (
+        f"one image is {span(('VOC', 'COCO'), 'forward')} as fast as PyTorch, a VOC training step "
+        f"{span(('VOC',), 'step')} (with `remat` {remat['ratio']:.1f}, in "
+        f"{remat['ours']['peak_again_gb']:.2f} GB where PyTorch takes "
+        f"{remat['torch']['peak_gb']:.2f}), a COCO training step {span(('COCO',), 'step')}"
+    ) in readme
+    forward = found["VOC", "forward", 1, "float32"]
+    share, theirs = (f"{100 * forward[who]['of_peak']:.0f} %" for who in ("ours", "torch"))
+    assert (
+        f"alone does {forward['peak_tera_operations_s']:.2f} tera operations a second in the "
+        f"faster of both libraries, the VOC forward pass {share} of that, and PyTorch's {theirs}"
+    ) in readme
+
+
 def test_the_plain_scan_gets_no_update_more_than_it_needs():
     similarity = benchmark_mps.draw(2, 3)
     count = benchmark_mps.updates_needed(similarity, 0.05, 1e-6)

@@ -148,9 +148,8 @@ class _Run:
                     given = self.experiment.frozen, self.experiment.text, batch, np.int32(done - 1)
                     with jax.set_mesh(mesh):
                         if done == start + 1:
-                            program = memory.compile_and_trim(step.lower(self.state, *given))
+                            program = memory.compile_step(step, (self.state, *given), train, mesh)
                             watch.compiled(program)
-                            memory.check(program, train, mesh)
                         with watch.dispatching():
                             self.state, scalars = step(self.state, *given)
                 self.done, self.last = done, (scalars["loss"], batch)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled, Lowered, Wrapped
 
 from otseg_jax.settings import Train
 
@@ -18,16 +18,18 @@ GIB = 2**30
 LOGGER = logging.getLogger(__name__)
 
 
-def check(compiled: Compiled, options: Train, mesh: Mesh) -> None:
-    """Warn of a compiled training step that takes more than there is on a device of a mesh."""
+def compile_step(step: Wrapped, given: tuple[Any, ...], options: Train, mesh: Mesh) -> Compiled:
+    """Compile a training step; warn if it takes more than there is on a device of a mesh."""
+    program = compile_and_trim(step.lower(*given))
     told = doubt(
-        compiled,
+        program,
         images=options.batch_size // mesh.shape["data"],
         accumulate=options.accumulate,
         available=limit(mesh.local_devices[0]),
     )
     if told:
         LOGGER.warning(told)
+    return program
 
 
 def limit(device: jax.Device) -> int:
