@@ -1,6 +1,6 @@
 r"""The whole model against plain PyTorch on this machine: benchmark_model.json and .png.
 
-    python -m experiments.benchmark_model            # all cases, 35 minutes on two cores
+    python -m experiments.benchmark_model            # all cases, 25 to 50 minutes on two cores
     python -m experiments.benchmark_model --only=VOC --rounds=3
 
 On a GPU or TPU the files bear its name (benchmark_model_nvidia_h100_80gb_hbm3.json) and batches are

@@ -236,11 +236,16 @@ def test_the_readme_holds_what_another_cpu_took():
         f"{remat['ours']['peak_again_gb']:.2f} GB where PyTorch takes "
         f"{remat['torch']['peak_gb']:.2f}), a COCO training step {span(('COCO',), 'step')}"
     ) in readme
-    forward = found["VOC", "forward", 1, "float32"]
-    share, theirs = (f"{100 * forward[who]['of_peak']:.0f} %" for who in ("ours", "torch"))
+    shares = [
+        f"{100 * found['VOC', work, 1, 'float32'][who]['of_peak']:.0f} %"
+        for work in ("forward", "step")
+        for who in ("ours", "torch")
+    ]
+    peak = found["VOC", "forward", 1, "float32"]["peak_tera_operations_s"]
     assert (
-        f"alone does {forward['peak_tera_operations_s']:.2f} tera operations a second in the "
-        f"faster of both libraries, the VOC forward pass {share} of that, and PyTorch's {theirs}"
+        f"alone does {peak:.2f} tera operations a second there in the faster of both libraries, "
+        f"the VOC forward pass {shares[0]} of that (PyTorch's {shares[1]}), and the VOC training "
+        f"step {shares[2]} ({shares[3]})"
     ) in readme
 
 

@@ -74,7 +74,7 @@ def needed(compiled: Compiled) -> tuple[int, int]:
     Both are 0 where a backend does not tell.
     """
     found: Any = compiled.memory_analysis()
-    _give_back()  # it took 50 MB for a full-size step
+    _give_back()  # what the analysis took
     if found is None:
         return 0, 0
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
