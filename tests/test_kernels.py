@@ -13,9 +13,12 @@ from jax.sharding import Mesh, PartitionSpec
 from otseg_jax.models import attention, kernels
 
 
-def heads(t, *, batch=1, count=2, channels=64):
+def heads(t, *, unseeing=0, batch=1, count=2, channels=64):
+    """Query, key and value, and weights of the result; some tokens are only looked at."""
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.standard_normal((4, batch, t, count, channels)), jnp.float32)
+    arrays = jnp.asarray(rng.standard_normal((4, batch, t, count, channels)), jnp.float32)
+    query, key, value, weight = arrays
+    return query[:, unseeing:], key, value, weight[:, unseeing:]
 
 
 def value_and_gradients(attend, arrays):
@@ -36,22 +39,23 @@ def compare(kernel, arrays, causal):
         assert np.abs(one - other).max() < 0.02 * max(1, np.abs(other).max())
 
 
-def test_the_kernel_of_a_tpu_is_attention():
+@pytest.mark.parametrize("unseeing", [0, 25])
+def test_the_kernel_of_a_tpu_is_attention(unseeing):
     with tpu.force_tpu_interpret_mode():
-        compare(kernels.pallas, heads(150), causal=False)
+        compare(kernels.pallas, heads(150, unseeing=unseeing), causal=False)
 
 
-@pytest.mark.parametrize("t", [1035, 577])
-def test_the_kernel_of_a_tpu_is_lowered(t):
-    *inputs, _ = heads(t)
+@pytest.mark.parametrize(("t", "unseeing"), [(1035, 10), (1125, 100), (577, 0)])
+def test_the_kernel_of_a_tpu_is_lowered(t, unseeing):
+    *inputs, _ = heads(t, unseeing=unseeing)
     attend = jax.jit(partial(kernels.pallas, causal=False))
     assert "tpu_custom_call" in export.export(attend, platforms=["tpu"])(*inputs).mlir_module()
 
 
 @pytest.mark.parametrize("t", [600, 601])
-@pytest.mark.parametrize("causal", [False, True])
-def test_the_kernel_of_a_gpu_is_attention(t, causal):
-    arrays = heads(t)
+@pytest.mark.parametrize(("causal", "unseeing"), [(False, 0), (True, 0), (False, 5), (False, 6)])
+def test_the_kernel_of_a_gpu_is_attention(t, causal, unseeing):
+    arrays = heads(t, unseeing=unseeing)
     if "cuda" not in kernels.attention(arrays[0], causal=causal):
         pytest.skip("cuDNN's kernel needs an NVIDIA GPU of the Ampere generation or later")
     compare(kernels.cudnn, arrays, causal)

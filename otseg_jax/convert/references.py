@@ -57,6 +57,7 @@ def vision(
     """Tokens after each block of a vision tower, and the projection of all of them.
 
     `prefix` is "visual." (CLIP) or "backbone." (OTSeg: prompts, and the class embedding twice).
+    Prompts go through the blocks, as in the original program, and are left out of what is returned.
     """
     w = _tensors(arrays, prefix)
     patch = w["conv1.weight"].shape[-1]
@@ -80,7 +81,8 @@ def vision(
             inner = [prompts[i].expand(len(x), -1, -1)] if i < len(prompts) else []
             x = torch.cat([x[:, :1], *inner, x[:, -height * width :]], dim=1)
         x = _block(x, w, f"transformer.resblocks.{i}", heads=heads, act=act, causal=False)
-        layers[f"vision block {i}"] = x
+        layers[f"vision block {i}"] = torch.cat([x[:, :1], x[:, -height * width :]], dim=1)
+    x = layers[f"vision block {i}"]
     if prompts:
         x = _norm(x, w, "prompt_norm", 1e-6)
     layers["vision projection"] = _norm(x, w, "ln_post") @ w["proj"]

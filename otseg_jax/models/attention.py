@@ -1,11 +1,10 @@
-"""Softmax attention that keeps none of its t × t weights for the backward pass.
+"""Softmax attention that keeps none of its t × s weights for the backward pass.
 
 On a CPU one head at a time, so that its weights stay in the cache; on accelerators one of `kernels`
-for bfloat16 factors, else all heads at once. q, k and v are [b, t, heads, c].
+for bfloat16 factors, else all heads at once. q is [b, t, heads, c], k and v are [b, s, heads, c].
 """
 
 from functools import partial
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +13,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from otseg_jax.models import kernels
-from otseg_jax.models.kernels import Heads
+from otseg_jax.models.kernels import Heads, Seen
 from otseg_jax.models.linear import precision, storage
-
-Tokens: TypeAlias = Float[Array, "*heads t c"]
 
 
 def attention(
-    query: Heads, key: Heads, value: Heads, *, causal: bool = False, dtype: DTypeLike = jnp.float32
+    query: Heads, key: Seen, value: Seen, *, causal: bool = False, dtype: DTypeLike = jnp.float32
 ) -> Heads:
     """softmax(q·kᵀ/√c)·v for every head, in the type of its inputs.
 
     Args:
-        causal: a token sees itself and those before it.
+        causal: a token sees itself and those before it; s is t.
         dtype: of the products, on accelerators; a CPU gains nothing from narrow factors here.
     """
     narrow = storage(dtype) == jnp.bfloat16
@@ -40,20 +37,26 @@ def attention(
     )
 
 
-def at_once(query: Heads, key: Heads, value: Heads, *, causal: bool, dtype: DTypeLike) -> Heads:
+def at_once(query: Heads, key: Seen, value: Seen, *, causal: bool, dtype: DTypeLike) -> Heads:
     """As `attention`, with all weights of all heads in memory, but not kept."""
     inputs = (rearrange(x, "b t heads c -> b heads t c") for x in (query, key, value))
     return rearrange(_attend(*inputs, causal, dtype), "b heads t c -> b t heads c")
 
 
-def _by_head(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
+def _by_head(query: Heads, key: Seen, value: Seen, *, causal: bool) -> Heads:
     inputs = [rearrange(x, "b t heads c -> (b heads) t c") for x in (query, key, value)]
     mixed = jax.lax.map(lambda qkv: _attend(*qkv, causal, jnp.float32), inputs)
     return rearrange(mixed, "(b heads) t c -> b t heads c", heads=query.shape[2])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(query: Tokens, key: Tokens, value: Tokens, causal: bool, dtype: DTypeLike) -> Tokens:
+def _attend(
+    query: Float[Array, "*heads t c"],
+    key: Float[Array, "*heads s c"],
+    value: Float[Array, "*heads s c"],
+    causal: bool,
+    dtype: DTypeLike,
+) -> Float[Array, "*heads t c"]:
     return _forward(query, key, value, causal, dtype)[0]
 
 
@@ -65,7 +68,7 @@ def _product(
     return jnp.matmul(*factors, precision=precision(dtype), preferred_element_type=x.dtype)
 
 
-def _logits(query, key, causal, dtype) -> Float[Array, "*heads t t"]:
+def _logits(query, key, causal, dtype) -> Float[Array, "*heads t s"]:
     logits = _product(query * query.shape[-1] ** -0.5, key.mT, dtype)
     seen = jnp.tri(query.shape[-2], dtype=bool)
     return jnp.where(seen, logits, -jnp.inf) if causal else logits

@@ -1,8 +1,8 @@
 """CLIP's two towers, a vision transformer with deep prompts and a causal text transformer.
 
-Images are NHWC, already normalised. Tokens [b, t, d] are the class token, the prompts if there are
-any, then the patches in row-major order. `dtype` is the type of the products in patch embedding and
-blocks; all else, the last projection included, is float32. Outputs are not normalised.
+Images are NHWC, already normalised. Tokens [b, t, d] are the class token, then the patches in
+row-major order. `dtype` is the type of the products in patch embedding and blocks; all else, the
+last projection included, is float32. Outputs are not normalised.
 """
 
 from collections.abc import Callable, Iterator
@@ -162,17 +162,17 @@ class VisionTower(nnx.Module):
         self.projection = projection(config, rngs=rngs)
 
     def encode(self, image: Images, prompts: Prompts = None) -> Float[Array, "b t d"]:
-        """Tokens after the last block, before `ln_post`; without the prompts where l < blocks.
+        """Tokens after the last block, before `ln_post`.
 
         Args:
             image: pixels beyond the last whole patch are dropped.
-            prompts: those of layer 0 enter before the first block, those of layer i replace them
-                before block i, and blocks from l on run without.
+            prompts: tokens of layer i are looked at in block i; blocks from l on run without.
 
         Raises:
             ValueError: an image smaller than one patch, more prompt layers than blocks.
 
         Source: OTSeg (arXiv 2403.14183); VPT-deep.
+        Differs: prompts go through no block; the original computes that, then replaces them.
         """
         *_, tokens = self.stages(image, prompts)
         return tokens
@@ -188,13 +188,9 @@ class VisionTower(nnx.Module):
 
         tokens = self._embed(image)
         yield tokens
-        patches = tokens.shape[1] - 1
         for i, block in enumerate(self.blocks):
-            # `<=`: the first block without prompts of its own has to lose those of the one before.
-            if prompts is not None and i <= prompted:
-                inner = [prompts[i].astype(tokens.dtype)] if i < prompted else []
-                tokens = jnp.concatenate([tokens[:, :1], *inner, tokens[:, -patches:]], axis=1)
-            tokens = recomputed(block, tokens) if self.remat else block(tokens)
+            own = [prompts[i].astype(tokens.dtype)] if prompts is not None and i < prompted else []
+            tokens = recomputed(block, tokens, *own) if self.remat else block(tokens, *own)
             yield tokens
 
     def project(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t c"]:

@@ -17,11 +17,14 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 Heads: TypeAlias = Float[Array, "b t heads c"]
+Seen: TypeAlias = Float[Array, "b s heads c"]  # keys and values of the tokens that are looked at
 
-BLOCKS = (
-    *("block_q", "block_k_major", "block_k"),
-    *("block_q_major_dkv", "block_k_major_dkv", "block_q_dkv", "block_k_dkv"),
-    *("block_q_dq", "block_k_major_dq", "block_k_dq"),
+BLOCKS = (  # of queries, of keys and values
+    ("block_q", "block_q_major_dkv", "block_q_dkv", "block_q_dq"),
+    (
+        *("block_k_major", "block_k", "block_k_major_dkv"),
+        *("block_k_dkv", "block_k_major_dq", "block_k_dq"),
+    ),
 )
 LANES = 128  # of a TPU: what it pads the tokens to
 LONG = 512  # tokens from which a kernel is worth it: with 77 an H200's takes twice the time
@@ -51,44 +54,53 @@ def _whole() -> bool:
     return all(size == 1 or kind == AxisType.Manual for size, kind in split)
 
 
-def cudnn(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
+def cudnn(query: Heads, key: Seen, value: Seen, *, causal: bool) -> Heads:
     """cuDNN's, which an error of JAX refuses where there is no such GPU."""
     batch, t, *_ = query.shape
-    factors = [x.astype(jnp.bfloat16) for x in (query, key, value)]
-    lengths = None
-    if t % 2:  # its gradient wants an even number of tokens: one more that none sees
-        factors = [jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in factors]
-        lengths = jnp.full(batch, t, jnp.int32)
+    # its gradient wants even numbers of tokens: one more that none sees
+    lengths = [jnp.full(batch, n, jnp.int32) if n % 2 else None for n in (t, key.shape[1])]
+    factors = [
+        jnp.pad(x.astype(jnp.bfloat16), ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+        for x in (query, key, value)
+    ]
     mixed = jax.nn.dot_product_attention(
         *factors,
         is_causal=causal,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
+        query_seq_lengths=lengths[0],
+        key_value_seq_lengths=lengths[1],
         implementation="cudnn",
     )
     return mixed[:, :t].astype(query.dtype)
 
 
-def pallas(query: Heads, key: Heads, value: Heads, *, causal: bool) -> Heads:
+def pallas(query: Heads, key: Seen, value: Seen, *, causal: bool) -> Heads:
     """JAX's for TPUs."""
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
     batch, t, _, channels = query.shape
-    size = -(-t // LANES) * LANES
-    block = max(n for n in range(LANES, LONG + 1, LANES) if size % n == 0)
+    lengths = [t, key.shape[1]]
+    sizes = [-(-n // LANES) * LANES for n in lengths]
     # tokens see those of their own segment
-    segment = jnp.broadcast_to(jnp.arange(size) < t, (batch, size)).astype(jnp.int32)
+    segments = [
+        jnp.broadcast_to(jnp.arange(size) < n, (batch, size)).astype(jnp.int32)
+        for n, size in zip(lengths, sizes, strict=True)
+    ]
+    blocks = {
+        name: max(n for n in range(LANES, LONG + 1, LANES) if sizes[i] % n == 0)
+        for i, names in enumerate(BLOCKS)
+        for name in names
+    }
     mixed = flash.flash_attention(
         *(
             jnp.pad(
                 rearrange(x.astype(jnp.bfloat16), "b t heads c -> b heads t c"),
-                ((0, 0), (0, 0), (0, size - t), (0, 0)),
+                ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)),
             )
-            for x in (query, key, value)
+            for x, size in zip((query, key, value), (*sizes, sizes[1]), strict=True)
         ),
-        segment_ids=flash.SegmentIds(segment, segment),
+        segment_ids=flash.SegmentIds(*segments),
         causal=causal,
         sm_scale=channels**-0.5,
-        block_sizes=flash.BlockSizes(block_b=1, **dict.fromkeys(BLOCKS, block)),
+        block_sizes=flash.BlockSizes(block_b=1, **blocks),
     )
     return rearrange(mixed[:, :, :t], "b heads t c -> b t heads c").astype(query.dtype)

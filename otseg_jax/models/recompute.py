@@ -10,28 +10,30 @@ from jaxtyping import Array, Float
 
 
 def recomputed(
-    layer: nnx.Module | Callable[[Array], Array], x: Float[Array, "*shape"]
+    layer: nnx.Module | Callable[..., Array], x: Float[Array, "*shape"], *others: Array
 ) -> Float[Array, "*shape"]:
-    """layer(x), of which only x is kept for the backward pass; it has no forward mode (`jax.jvp`).
+    """layer(x, *others), of which only these are kept for the backward pass.
+
+    It has no forward mode (`jax.jvp`).
 
     Args:
         layer: one whose result has the shape of x, pure.
     """
     graphdef, state = nnx.split(layer) if isinstance(layer, nnx.Module) else (None, ())
 
-    def run(state: Any, x: Array) -> Array:
-        return (nnx.merge(graphdef, state) if graphdef else layer)(x)
+    def run(state: Any, x: Array, *others: Array) -> Array:
+        return (nnx.merge(graphdef, state) if graphdef else layer)(x, *others)
 
-    def forward(state: Any, x: Array) -> tuple[Array, Any]:
-        return run(state, x), (state, x)
+    def forward(state: Any, x: Array, *others: Array) -> tuple[Array, Any]:
+        return run(state, x, *others), (state, x, *others)
 
     def backward(saved: Any, gradient: Array) -> Any:
-        state, x = saved
+        state, x, *others = saved
         # `jax.checkpoint` does not help on a CPU: XLA drops its barrier and keeps what is computed
         # already. A 0 that depends on the gradient makes it another computation.
         zero = (jnp.abs(gradient) > 1e30).astype(x.dtype)
-        return jax.vjp(run, state, x + zero)[1](gradient)
+        return jax.vjp(run, state, x + zero, *others)[1](gradient)
 
     kept = jax.custom_vjp(run)
     kept.defvjp(forward, backward)
-    return kept(state, x)
+    return kept(state, x, *others)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from otseg_jax import sharding
-from otseg_jax.models.attention import Heads, attention
+from otseg_jax.models.attention import Heads, Seen, attention
 from otseg_jax.models.linear import Linear
 from otseg_jax.models.recompute import recomputed
 
@@ -75,15 +75,21 @@ class Attention(nnx.Module):
         # The residual stream is a sum of 2·layers branches: each starts smaller, as in GPT-2.
         self.out = linear(std=std * (2 * config.layers) ** -0.5)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], seen: Float[Array, "b s d"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """Every token of x looks at those of `seen`; None: at those of x."""
         attend = partial(attention, causal=self.causal, dtype=self.dtype)
-        return self.join(sharding.own_rows(attend, *self.split(x), heads=2))
+        return self.join(sharding.own_rows(attend, *self.split(x, seen), heads=2))
 
-    def split(self, x: Float[Array, "b t d"]) -> tuple[Heads, Heads, Heads]:
+    def split(
+        self, x: Float[Array, "b t d"], seen: Float[Array, "b s d"] | None = None
+    ) -> tuple[Heads, Seen, Seen]:
         """Query, key and value of every head, the query not scaled."""
+        seen = x if seen is None else seen
         query, key, value = (
-            rearrange(linear(x), "b t (heads c) -> b t heads c", heads=self.heads)
-            for linear in (self.query, self.key, self.value)
+            rearrange(linear(tokens), "b t (heads c) -> b t heads c", heads=self.heads)
+            for linear, tokens in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         return query, key, value
 
@@ -107,7 +113,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x))."""
+    """Pre-norm transformer block: x += attention(ln_1(x)); x += mlp(ln_2(x)).
+
+    Prompts are tokens that those of x look at. What a block would make of them is not computed.
+    """
 
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.ln_1 = layer_norm(config, rngs=rngs)
@@ -115,8 +124,13 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(config, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        x = x + self.attention(recomputed(self.ln_1, x))
+    def __call__(
+        self, x: Float[Array, "b t d"], prompts: Float[Array, "b p d"] | None = None
+    ) -> Float[Array, "b t d"]:
+        tokens, seen = recomputed(self.ln_1, x), None
+        if prompts is not None:
+            seen = jnp.concatenate([tokens, recomputed(self.ln_1, prompts)], axis=1)
+        x = x + self.attention(tokens, seen)
         return x + self.mlp(recomputed(self.ln_2, x))
 
 
