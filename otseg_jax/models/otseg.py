@@ -149,7 +149,7 @@ class OTSegConfig:
 
 
 class VisualPrompts(nnx.Module):
-    """Deep visual prompts (VPT): learned tokens in front of every block of the frozen tower.
+    """Deep visual prompts (VPT): learned tokens that a block of the frozen tower looks at.
 
     Source: OTSeg (arXiv 2403.14183); Jia et al. 2022 (VPT-deep); ZegCLIP (arXiv 2212.03588).
     """
