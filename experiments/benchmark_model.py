@@ -11,14 +11,14 @@ leaves nothing to gain; with bfloat16 a CPU's attention and the decoder stay in 
 The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
 before anything is timed; the tower alone is timed against `transformers`. As its authors' program
 does, it puts visual prompts through the blocks; ours does not, and that is not in the operations
-that are told. Ours and theirs take turns in one process, each case in its own; figures are medians with quartiles. Peak memory on a CPU
-is that of a further process, which has read the weights from a file; its library is in it, and what
-both begin with (the imports of this script) is taken off. Compiling is in ours, as in a first run;
-a training step is started again and finds its program in the cache, as every later run does
-(`peak_again_gb`, which the table shows). On a GPU it is what torch's allocator held at most, and of
-ours what the compiler planned. On a TPU there is no rival. Similarities are CLIP-like: a class's
-prompts lie close together. A step with "remat" computes the tower's activations again in the
-backward pass.
+that are told. Ours and theirs take turns in one process, each case in its own; figures are medians
+with quartiles. Peak memory on a CPU is that of a further process, which has read the weights from a
+file; its library is in it, and what both begin with (the imports of this script) is taken off.
+Compiling is in ours, as in a first run; a training step is started again and finds its program in
+the cache, as every later run does (`peak_again_gb`, which the table shows). On a GPU it is what
+torch's allocator held at most, and of ours what the compiler planned. On a TPU there is no rival.
+Similarities are CLIP-like: a class's prompts lie close together. A step with "remat" computes the
+tower's activations again in the backward pass.
 """
 
 import argparse
