@@ -64,7 +64,10 @@ def test_label_maps_are_the_best_scores(shape):
     names = [f"thing {i}" for i in range(300)]
     got = segmenter()(photo, names).labels
     scores = segmenter().scores(segmenter().prepare(photo), names, size=shape)
-    np.testing.assert_array_equal(got, scores.argmax(0))
+    chosen = np.take_along_axis(np.asarray(scores), got[None], axis=0)[0]
+    # of 300 words two may be as good up to the last bit, which two programs round differently
+    np.testing.assert_allclose(chosen, scores.max(0), rtol=0, atol=3e-7)
+    assert np.mean(got != scores.argmax(0)) < 1e-3
 
 
 def plain_probabilities(cosines, size, output, *, window, stride):
