@@ -134,11 +134,15 @@ def check_exchange(row, options):
     entries = sum(one["entries"] * one["times"] for one in gradients)
     assert learning - vision.width * (vision.width + 1) <= entries <= learning + 16
     assert sum(one["times"] for one in gradients) == 2
-    # images of a device and part × what the tower's stream is at once
-    stream = 2 // parts * (25 + 1 + options.model.prompt_tokens) * vision.width
-    sums = [one["entries"] * one["times"] / stream for one in found if one["axes"] == "model"]
-    # of a block, 2 forward, and backward those of query, key, value and the MLP
-    assert sum(sums) == (6 * vision.layers if model > 1 else 0)
+    # images of a device and part × tokens of the tower's stream, and with prompts
+    images, tokens = 2 // parts, 25 + 1
+    seen = tokens + options.model.prompt_tokens
+    sums = [one["entries"] * one["times"] for one in found if one["axes"] == "model"]
+    # of a block, 2 forward, and backward those of query, key, value and the MLP; what enters the
+    # first block has no gradient, hence none through its query
+    block = 4 * tokens + 2 * seen
+    stream = images * (vision.layers * block - tokens) * vision.width
+    assert sum(sums) == (stream if model > 1 else 0)
 
 
 def split_entries(sizes):
