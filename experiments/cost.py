@@ -8,8 +8,8 @@ OTSeg (6 prompts a class) and ZegCLIP (1 prompt) at the sizes of PASCAL VOC 2012
 512×512 image, 20 classes, 10 visual prompt tokens, float32. Counts are read off the traced forward
 pass of the model, from pixels and text embeddings to both logit maps on the patch grid: the text
 tower runs once a vocabulary, and the upsampling is not the model's. Published for OTSeg / ZegCLIP:
-61.9 / 61.1 GFLOPS (multiply-adds) and, on an RTX 3090, 23.6 / 25.6 images/s. Of these 0.6 are
-prompts in the blocks' MLPs, whose outcome is dropped: ours computes none. The published 13.8 M
+61.9 / 61.1 GFLOPS (multiply-adds), 0.6 of them for prompts in the blocks' MLPs, whose outcome is
+dropped and which ours does not compute; on an RTX 3090, 23.6 / 25.6 images/s. The published 13.8 M
 trainable parameters include a self-attention and a norm in every decoder layer that are never used;
 ours has none of them.
 

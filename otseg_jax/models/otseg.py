@@ -232,8 +232,7 @@ class OTSeg(nnx.Module):
         # prompt_norm, then CLIP's own ln_post and projection, over all tokens: both norms, in that
         # order, is what the reference trains with.
         tokens = self.vision.project(self.prompts.norm(tokens))
-        m = (image.shape[1] // self.patch_size) * (image.shape[2] // self.patch_size)
-        return normalize(tokens[:, 0]), normalize(tokens[:, -m:])
+        return normalize(tokens[:, 0]), normalize(tokens[:, 1:])
 
     def match(
         self,
