@@ -211,7 +211,7 @@ def ours(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
             *(trainable, frozen, image, text),
         )
     if case.work == "evaluate":
-        return Work(lambda: evaluate(case, graphdef, trainable, frozen))
+        return Work(evaluation(case, graphdef, trainable, frozen))
     config, optimizer = OTSegConfig(), optim.make_optimizer(lambda _: 2e-4, weight_decay=0.01)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step = make_train_step(
@@ -242,7 +242,7 @@ def compiled(function: Callable[..., Any], *arrays: Any) -> Work:
     return Work(lambda: program(*arrays), sum(memory.needed(program)) / 1e9)
 
 
-def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarray:
+def evaluation(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> Callable[[], np.ndarray]:
     """Label map of a photo that is fitted and normalised already, as our evaluation makes it."""
     config, (_, text, _) = OTSegConfig(), inputs(case)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -252,9 +252,13 @@ def evaluate(case: Case, graphdef: Any, trainable: Any, frozen: Any) -> np.ndarr
     outputs = Outputs({"otseg_plus": config.outputs().mixtures["otseg_plus"]}, main="otseg_plus")
     asked = Words.of_classes(jnp.asarray(text), np.zeros(len(text), np.float32))
     views = [View(photo())]
-    embedded = sliding.photo_embedded(runner, views, how=how)
-    logits = sliding.photo_logits(runner, embedded, views, asked.text, outputs=outputs, how=how)
-    return labelling.label_maps(logits, views, asked, how, size=PHOTO)["otseg_plus"]
+
+    def label() -> np.ndarray:
+        embedded = sliding.photo_embedded(runner, views, how=how)
+        logits = sliding.photo_logits(runner, embedded, views, asked.text, outputs=outputs, how=how)
+        return labelling.label_maps(logits, views, asked, how, size=PHOTO)["otseg_plus"]
+
+    return label
 
 
 def photo() -> np.ndarray:

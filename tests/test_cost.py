@@ -87,7 +87,8 @@ def test_everything_equals_the_count_by_hand(name, prompts):
     tower = 12 * (linear + 2 * tokens * seen * 768)
     ends = pixels * 16**2 * 3 * 768 + tokens * 768 * 512 + 12 * 10 * 768**2
     layer = 2 * (pixels + queries) * 512**2 + queries * 8 * 512**2 + 2 * queries * pixels * 512
-    similarity = queries * pixels * 512 if name == "OTSeg" else 0
+    # of the MPS path, and what four plans move
+    similarity = queries * pixels * (512 + 4) if name == "OTSeg" else 0
     expected = tower + ends + queries * 2 * 512**2 + 3 * layer + similarity
     assert multiply_adds(name)["everything"] == expected
 

@@ -17,10 +17,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from otseg_jax.models.layer_norm import LayerNorm
 from otseg_jax.models.linear import product
 from otseg_jax.models.modules import Modules
 from otseg_jax.models.recompute import recomputed
-from otseg_jax.models.transformer import Block, TowerConfig, layer_norm, projection
+from otseg_jax.models.transformer import Block, TowerConfig, projection
 
 Images: TypeAlias = Float[Array, "b height width 3"]
 Prompts: TypeAlias = Float[Array, "l b p d"] | None  # for the first l blocks
@@ -154,11 +155,11 @@ class VisionTower(nnx.Module):
         self.patch_embedding = PatchEmbedding(
             3, width, (patch, patch), strides=patch, use_bias=False, dtype=dtype, rngs=rngs
         )
-        self.ln_pre = layer_norm(config, rngs=rngs)
+        self.ln_pre = LayerNorm(config.width, epsilon=config.eps, rngs=rngs)
         self.blocks = Modules(
             [Block(config, causal=False, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
-        self.ln_post = layer_norm(config, rngs=rngs)
+        self.ln_post = LayerNorm(config.width, epsilon=config.eps, rngs=rngs)
         self.projection = projection(config, rngs=rngs)
 
     def encode(self, image: Images, prompts: Prompts = None) -> Float[Array, "b t d"]:
@@ -224,7 +225,7 @@ class TextTower(nnx.Module):
         self.blocks = Modules(
             [Block(config, causal=True, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
-        self.ln_final = layer_norm(config, rngs=rngs)
+        self.ln_final = LayerNorm(config.width, epsilon=config.eps, rngs=rngs)
         self.projection = projection(config, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b c"]:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from otseg_jax import sharding
+from otseg_jax.models.layer_norm import LayerNorm
 from otseg_jax.models.linear import Linear
 from otseg_jax.models.modules import Modules
 from otseg_jax.ot.sinkhorn import sinkhorn
@@ -61,7 +62,8 @@ def alignment(plan: Pairs, similarity: Pairs) -> Scores:
     Source: OTSeg (arXiv 2403.14183), Multi-Prompt Sinkhorn.
     """
     m, n = similarity.shape[-2:]
-    return m * n * jnp.sum(plan * similarity, axis=-1)
+    # no `sum` of the product: see `layer_norm`
+    return m * n * _einsum("...n,...n->...", plan, similarity)
 
 
 def normalize(x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
@@ -176,8 +178,8 @@ class DecoderLayer(nnx.Module):
         self, width: int, attend: Attend, *, dropout: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.attention = Attention(width, attend, dropout=dropout, dtype=dtype, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.norm2 = LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm3 = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.linear1 = torch_linear(width, 4 * width, dtype=dtype, rngs=rngs)
         self.linear2 = torch_linear(4 * width, width, dtype=dtype, rngs=rngs)
         self.dropout = dropout

@@ -35,6 +35,7 @@ from otseg_jax.models.decoder import (
     normalize,
     torch_linear,
 )
+from otseg_jax.models.layer_norm import LayerNorm
 from otseg_jax.models.linear import narrow
 from otseg_jax.models.outputs import Outputs
 
@@ -173,7 +174,7 @@ class VisualPrompts(nnx.Module):
         self.proj.kernel[...] = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(
             rngs.params(), (width, width), jnp.float32
         )
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.dropout = config.dropout
 
     def __call__(self, batch: Any, *, key: MaybeKey = None) -> Float[Array, "l b p d"]:

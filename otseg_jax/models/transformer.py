@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from otseg_jax import sharding
 from otseg_jax.models.attention import Heads, Seen, attention
+from otseg_jax.models.layer_norm import LayerNorm
 from otseg_jax.models.linear import Linear
 from otseg_jax.models.recompute import recomputed
 
@@ -119,19 +120,19 @@ class Block(nnx.Module):
     """
 
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.ln_1 = layer_norm(config, rngs=rngs)
+        self.ln_1 = LayerNorm(config.width, epsilon=config.eps, rngs=rngs)
         self.attention = Attention(config, causal=causal, dtype=dtype, rngs=rngs)
-        self.ln_2 = layer_norm(config, rngs=rngs)
+        self.ln_2 = LayerNorm(config.width, epsilon=config.eps, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b t d"], prompts: Float[Array, "b p d"] | None = None
     ) -> Float[Array, "b t d"]:
-        tokens, seen = recomputed(self.ln_1, x), None
+        tokens, seen = self.ln_1(x), None
         if prompts is not None:
-            seen = jnp.concatenate([tokens, recomputed(self.ln_1, prompts)], axis=1)
+            seen = jnp.concatenate([tokens, self.ln_1(prompts)], axis=1)
         x = x + self.attention(tokens, seen)
-        return x + self.mlp(recomputed(self.ln_2, x))
+        return x + self.mlp(self.ln_2(x))
 
 
 # flax 0.11 keeps initialisers in its modules: towers that are built alike are one program to `jit`
@@ -146,11 +147,3 @@ def projection(config: TowerConfig, *, rngs: nnx.Rngs) -> Linear:
     """The Linear without bias from a tower's width to the shared space, always float32."""
     width, std = config.width, config.width**-0.5
     return _linear(width, config.embed_dim, std=std, use_bias=False, dtype=jnp.float32, rngs=rngs)
-
-
-def layer_norm(config: TowerConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the channels of a token, always float32."""
-    # E[x²] − E[x]² would cancel in the few channels of large mean that CLIP is known for.
-    return nnx.LayerNorm(
-        config.width, epsilon=config.eps, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
