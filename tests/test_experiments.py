@@ -227,7 +227,8 @@ def test_the_readme_holds_what_another_cpu_took():
             if case[0] in sizes and case[1:3] == (work, 1)
         ]
         assert len(ratios) == 2 * len(sizes)
-        return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+        least, most = (f"{ratio(ratios):.1f}" for ratio in (min, max))
+        return f"{least} times" if least == most else f"{least} to {most} times"
 
     remat = found["VOC", "step with remat", 1, "float32"]
     assert (
@@ -246,6 +247,22 @@ def test_the_readme_holds_what_another_cpu_took():
         f"alone does {peak:.2f} tera operations a second there in the faster of both libraries, "
         f"the VOC forward pass {shares[0]} of that (PyTorch's {shares[1]}), and the VOC training "
         f"step {shares[2]} ({shares[3]})"
+    ) in readme
+
+
+def test_the_readme_holds_what_bounds_a_block():
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    rows = json.loads((FOLDER / "benchmark_block.json").read_text())["rows"]
+    ways = ("ms", "and_back_ms")
+    alone, back = (
+        {(row["part"], row["dtype"]): row[way] for row in rows}["whole block", "float32"]
+        for way in ways
+    )
+    assert (
+        f"a block of the tower takes {alone['ours']:.0f} ms forward and {back['ours']:.0f} ms with "
+        f"its gradients, PyTorch's {alone['torch']:.0f} and {back['torch']:.0f}; its products "
+        f"alone, at the rate of one large one, take {alone['products']:.0f} and "
+        f"{back['products']:.0f}"
     ) in readme
 
 
