@@ -11,7 +11,7 @@ _vecdot = partial(jnp.vecdot, precision=jax.lax.Precision.HIGHEST)
 
 
 class LayerNorm(nnx.LayerNorm):
-    """(x − mean)/√(variance + epsilon)·scale + bias over the channels of a token, in float32."""
+    """(x − mean)/√(variance + epsilon)·scale + bias over the channels of a token."""
 
     scale: nnx.Param[Array]
     bias: nnx.Param[Array]
