@@ -234,7 +234,8 @@ def test_the_readme_holds_what_another_cpu_took():
     assert (
         f"one image is {span(('VOC', 'COCO'), 'forward')} as fast as PyTorch, of four at once "
         f"{span(('VOC', 'COCO'), 'forward', 4)}, a photo to label map "
-        f"{span(('VOC',), 'evaluate')}, a VOC training step {span(('VOC',), 'step')} (with `remat` {remat['ratio']:.1f}, in "
+        f"{span(('VOC',), 'evaluate')}, a VOC training step "
+        f"{span(('VOC',), 'step')} (with `remat` {remat['ratio']:.1f}, in "
         f"{remat['ours']['peak_again_gb']:.2f} GB where PyTorch takes "
         f"{remat['torch']['peak_gb']:.2f}), a COCO training step {span(('COCO',), 'step')}"
     ) in readme
