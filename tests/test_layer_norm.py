@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
+from oracles import torch
 
 from otseg_jax.models.layer_norm import LayerNorm
 
