@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark_block      # → benchmark_block.json, 2 minutes on two cores
 
-One image of 512 × 512 in ViT-B/16 with VOC's ten visual prompts. Weights are frozen: "and back" is
+For a CPU. One image of 512 × 512 in ViT-B/16 with VOC's ten visual prompts. Weights are frozen: "and back" is
 a part's forward pass and its gradients with respect to what goes in. Beside each part stands what
 its matrix products would take at the rate of one large product alone, in the faster of both
 libraries (`benchmark_model.best_rate`): the least that this device allows. Backwards, attention's
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from experiments import cost
 from experiments.benchmark_model import SIZES, VISION, best_rate, wait
-from experiments.grid import result_of, table
+from experiments.grid import table
 from otseg_jax.models.attention import attention
 from otseg_jax.models.linear import narrow
 from otseg_jax.models.transformer import Block
@@ -190,7 +190,7 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=result_of(__file__))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     rows = [row for dtype in ("float32", "bfloat16") for row in measure(dtype, options.rounds)]
     machine = {**cost.machine(), "torch": torch.__version__}

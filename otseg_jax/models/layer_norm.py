@@ -51,8 +51,8 @@ def _forward(x, scale, bias, epsilon):
 
 
 def _backward(epsilon, saved, gradient):
-    # Sums as inner products: XLA's CPU backend takes 30 times as long for `sum(x * y, -1)` where
-    # the batch is one image (jax 0.10, 1 × 1025 × 768).
+    # Sums as inner products: XLA's CPU backend (jax 0.10) is many times slower at `sum(x * y, -1)`
+    # where the batch is one image.
     x, scale = saved
     centred, inverse = _standard(x, epsilon)
     y, d_y = centred * inverse, gradient * scale
