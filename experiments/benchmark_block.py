@@ -2,7 +2,9 @@
 
     python -m experiments.benchmark_block      # → benchmark_block.json, 2 minutes on two cores
 
-For a CPU. One image of 512 × 512 in ViT-B/16 with VOC's ten visual prompts. Weights are frozen: "and back" is
+For a CPU.
+
+One image of 512 × 512 in ViT-B/16 with VOC's ten visual prompts. Weights are frozen: "and back" is
 a part's forward pass and its gradients with respect to what goes in. Beside each part stands what
 its matrix products would take at the rate of one large product alone, in the faster of both
 libraries (`benchmark_model.best_rate`): the least that this device allows. Backwards, attention's
