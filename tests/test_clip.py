@@ -8,12 +8,14 @@ from flax import nnx
 from oracles import torch
 from scipy.special import erf
 
+from otseg_jax import sharding
 from otseg_jax.models.clip import TextConfig, TextTower, VisionConfig, VisionTower, resize_positions
 from otseg_jax.models.transformer import Block
 from otseg_jax.weights.names import assign, flatten
 
 VISION = {"image_size": 16, "patch_size": 4, "width": 24, "layers": 3, "heads": 4}
 VISION |= {"mlp_width": 40, "embed_dim": 20}
+LARGE_MLP = {"layers": 2, "mlp_width": 2**16}  # times 17 tokens: more than 2**20
 TEXT = {"vocab_size": 30, "context_length": 9, "width": 16, "layers": 2, "heads": 2}
 TEXT |= {"mlp_width": 24, "embed_dim": 20}
 
@@ -117,6 +119,7 @@ def encode_by_hand(tower, image, prompts, *, times):
         ((24, 12), 2, {"layers": 4, "patch_size": 3, "image_size": 12}),
         ((13, 30), 3, {}),
         ((4, 4), 2, {}),
+        ((16, 16), 2, LARGE_MLP),
     ],
 )
 def test_encode_is_the_plain_loop(size, prompted, options):
@@ -136,6 +139,41 @@ def test_prompts_are_looked_at_and_go_through_no_block():
     tower, image, prompts = vision_tower(), normal(2, 16, 16, 3), normal(3, 2, 5, 24)
     stages = jax.eval_shape(lambda *inputs: [*tower.stages(*inputs)], image, prompts)
     assert [tokens.shape for tokens in stages] == [(2, 17, 24)] * 4
+
+
+def large_tower_and_gradients(image, prompts):
+    """A traced function of a batch, with gradients for image and prompts."""
+    graphdef, state = nnx.split(vision_tower(**LARGE_MLP))
+
+    def run(image, prompts):
+        tokens, pull = jax.vjp(nnx.merge(graphdef, state).encode, image, prompts)
+        return tokens, pull(jnp.sin(tokens))
+
+    return jax.jit(run).trace(image, prompts)
+
+
+def test_large_images_are_one_after_the_other_on_a_cpu_only():
+    image, prompts = normal(3, 16, 16, 3), normal(2, 3, 5, 24, seed=1)
+    traced = large_tower_and_gradients(image, prompts)
+    whole, one = "tensor<3x17x65536xf32>", "tensor<1x17x65536xf32>"
+    on_cpu, on_gpu = (
+        traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")
+    )
+    with jax.set_mesh(sharding.make_mesh()):
+        split = large_tower_and_gradients(image, prompts).lower().as_text()
+    assert one in on_cpu
+    for text in (on_gpu, split):
+        assert one not in text
+        assert whole in text
+
+    got = traced.lower().compile()(image, prompts)
+    for i in range(3):
+        alone = (image[i : i + 1], prompts[:, i : i + 1])
+        tokens, gradients = large_tower_and_gradients(*alone).lower().compile()(*alone)
+        np.testing.assert_array_equal(got[0][i], tokens[0])
+        for found, want, axis in zip(got[1], gradients, (0, 1), strict=True):
+            found = jnp.take(found, jnp.array([i]), axis=axis)
+            np.testing.assert_allclose(found, want, rtol=0, atol=1e-6 * np.abs(want).max())
 
 
 def test_project_is_norm_then_projection_of_every_token():

@@ -65,6 +65,11 @@ class TowerConfig:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
 
 
+LARGE = 2**20
+"""Hidden channels of all tokens of an image from which on those of several images do not fit into a
+CPU's cache; a block then takes one image after the other."""
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention, softmax(q·kᵀ/√(width of a head))·v, with biases."""
 
@@ -128,11 +133,25 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], prompts: Float[Array, "b p d"] | None = None
     ) -> Float[Array, "b t d"]:
+        arrays = (x,) if prompts is None else (x, prompts)
+        if x.shape[0] == 1 or x.shape[1] * self.mlp.up.out_features < LARGE or sharding.is_split():
+            return self._at_once(*arrays)
+        return jax.lax.platform_dependent(
+            *arrays, cpu=partial(_one_by_one, self._at_once), default=self._at_once
+        )
+
+    def _at_once(
+        self, x: Float[Array, "b t d"], prompts: Float[Array, "b p d"] | None = None
+    ) -> Float[Array, "b t d"]:
         tokens, seen = self.ln_1(x), None
         if prompts is not None:
             seen = jnp.concatenate([tokens, self.ln_1(prompts)], axis=1)
         x = x + self.attention(tokens, seen)
         return x + self.mlp(self.ln_2(x))
+
+
+def _one_by_one(function: Callable[..., Array], *arrays: Float[Array, "b ..."]) -> Array:
+    return jax.lax.map(lambda one: function(*(x[None] for x in one))[0], arrays)
 
 
 # flax 0.11 keeps initialisers in its modules: towers that are built alike are one program to `jit`
