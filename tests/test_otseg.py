@@ -79,11 +79,12 @@ def loss_and_gradients(model, logits_of, regime_name):
 
     def total(trainable):
         logits = logits_of(nnx.merge(graphdef, trainable, frozen))
-        terms, pairs, accuracies = loss_sums(
+        loss, (terms, pairs, accuracies) = loss_sums(
             logits, label, regime, dict.fromkeys(logits, 1 / len(logits))
         )
-        parts = {name: value / jnp.maximum(pairs, 1.0) for name, value in terms.items()}
-        return sum(parts.values()), parts | accuracies
+        pairs = jnp.maximum(pairs, 1.0)
+        parts = {name: value / pairs for name, value in terms.items()}
+        return loss / pairs, parts | accuracies
 
     (value, parts), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(trainable)
     return value, parts, names.flatten(gradients)

@@ -42,7 +42,7 @@ def loss_sums(
     regime: regimes.Regime,
     mixture: Mixture,
     **weights: float,
-) -> tuple[Scalars, Float[Array, ""], Scalars]:
+) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""], Scalars]]:
     """Losses of every logit map against labels of the data set, still sums.
 
     Args:
@@ -51,8 +51,9 @@ def loss_sums(
         weights: as of `losses.segmentation`.
 
     Returns:
-        (terms, pairs, accuracies): weighted focal and dice per map, to be divided by max(1, pairs)
-        of the whole batch; number of (image, present class) pairs; pixel accuracy per map.
+        (loss, (terms, pairs, accuracies)): the sum of the terms, which alone has a gradient;
+        weighted focal and dice per map, to be divided by max(1, pairs) of the whole batch; number
+        of (image, present class) pairs; pixel accuracy per map.
 
     Source: OTSeg (arXiv 2403.14183), training loss.
     """
@@ -60,26 +61,50 @@ def loss_sums(
     known = pseudo_labels.relabel(label, regime.label_table)
     target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
 
-    # A few classes at a time, forward and backward: all of them at the size of the image would take
-    # more memory than the rest of the step. Image by image, or devices would wait for one another
-    # after every few classes.
-    @jax.checkpoint
-    def of_class(inputs: tuple[Int[Array, ""], Float[Array, "b h w"]]) -> dict[str, Array]:
-        k, z = inputs
+    loss = jnp.float32(0.0)
+    terms: Scalars = {}
+    accuracies: Scalars = {}
+    for name, z in maps.items():
+        total, found = _map_losses(z, target, **weights)
+        loss += total
+        terms |= {f"{name}_{term}": value for term, value in found.items()}
+        guess = upsampled_argmax(jax.lax.stop_gradient(z), size)
+        accuracies[f"{name}_accuracy"] = losses.pixel_accuracy(guess, target)
+    return loss, (terms, losses.count_pairs(target, len(regime.classes)), accuracies)
 
+
+def _map_losses(
+    z: Float[Array, "b k h w"], target: Int[Array, "b H W"], **weights: float
+) -> tuple[Float[Array, ""], Scalars]:
+    """Losses of one map: their sum, which alone has a gradient, and each.
+
+    A few classes at a time: all of them at the size of the image would take more memory than the
+    rest of the step. Gradients are taken along, for nothing to be computed again.
+    """
+
+    def of_class(
+        k: Int[Array, ""], z: Float[Array, "b h w"], target: Int[Array, "b H W"]
+    ) -> tuple[Float[Array, "b"], dict[str, Float[Array, "b"]]]:
+        # image by image, or devices would wait for one another after every few classes
         def of_image(z: Float[Array, "k H W"], label: Int[Array, "H W"]) -> Scalars:
             return losses.segmentation(z[None], label[None], **weights)
 
-        return jax.vmap(of_image)(upsample(z[:, None], size), target - k)
+        terms = jax.vmap(of_image)(upsample(z[:, None], target.shape[1:]), target - k)
+        return terms["focal"] + terms["dice"], terms
 
-    terms, accuracies = {}, {}
-    for name, z in maps.items():
+    def forward(z, target):
+        def with_gradient(one):
+            k, z = one
+            total, pull, terms = jax.vjp(lambda z: of_class(k, z, target), z, has_aux=True)
+            return (total, terms), pull(jnp.ones_like(total))[0]
+
         classes = (jnp.arange(z.shape[1]), jnp.moveaxis(z, 1, 0))
-        for term, values in jax.lax.map(of_class, classes, batch_size=BLOCK).items():
-            terms[f"{name}_{term}"] = jnp.sum(values)
-        guess = upsampled_argmax(jax.lax.stop_gradient(z), size)
-        accuracies[f"{name}_accuracy"] = losses.pixel_accuracy(guess, target)
-    return terms, losses.count_pairs(target, len(regime.classes)), accuracies
+        each, gradient = jax.lax.map(with_gradient, classes, batch_size=BLOCK)
+        return jax.tree.map(jnp.sum, each), jnp.moveaxis(gradient, 0, 1)
+
+    run = jax.custom_vjp(lambda z, target: forward(z, target)[0])
+    run.defvjp(forward, lambda gradient, cotangent: (cotangent[0] * gradient, None))
+    return run(z, target)
 
 
 def make_train_step(
@@ -119,8 +144,7 @@ def make_train_step(
     def part_sums(trainable, frozen, text, images, key):
         seen = pixels.normalised(images["image"], mean=mean, std=std)
         maps = nnx.merge(graphdef, trainable, frozen)(seen, text, key=key)
-        found = loss_sums(maps, images["label"], regime, mixture, **weights)
-        return sum(found[0].values()), found
+        return loss_sums(maps, images["label"], regime, mixture, **weights)
 
     frugal = memory.frugal(mesh.devices.flat[0].platform)
 
