@@ -89,7 +89,9 @@ def _map_losses(
         def of_image(z: Float[Array, "k H W"], label: Int[Array, "H W"]) -> Scalars:
             return losses.segmentation(z[None], label[None], **weights)
 
-        terms = jax.vmap(of_image)(upsample(z[:, None], target.shape[1:]), target - k)
+        terms = jax.vmap(of_image)(
+            upsample(z[:, None], (target.shape[1], target.shape[2])), target - k
+        )
         return terms["focal"] + terms["dice"], terms
 
     def forward(z, target):
