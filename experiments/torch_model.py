@@ -1,8 +1,8 @@
 """The rival of `benchmark_model.py`: OTSeg in plain PyTorch, as its authors' program runs it.
 
 Fused attention, in-place where torch likes it, Sinkhorn with the original's stop, losses on the
-upsampled logits. Weights come by the original program's names; what learns is a leaf that requires
-a gradient. Everything lies on torch's default device.
+upsampled logits, dropout where a loss is asked for. Weights come by the original program's names;
+what learns is a leaf that requires a gradient. Everything lies on torch's default device.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,11 @@ class TorchOTSeg:
             for name, array in arrays.items()
         }
         count = {name.split(".")[3] for name in arrays if name.startswith("backbone.transformer")}
-        self.blocks, self.layers = len(count), 3
+        self.blocks, self.layers, self.rate = len(count), 3, 0.0
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout."""
+        return F.dropout(x, self.rate) if self.rate else x
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Linear layer of this name."""
@@ -58,7 +62,7 @@ class TorchOTSeg:
             learned = (w["backbone.prompt_embeddings"], w["backbone.deep_prompt_embeddings"])
             prompts = self.linear(torch.cat(learned), "backbone.prompt_proj")[:, None]
             for i in range(self.blocks):
-                inner = prompts[i].expand(len(x), -1, -1)
+                inner = self.drop(prompts[i].expand(len(x), -1, -1))
                 x = torch.cat([x[:, :1], inner, x[:, -m:]], dim=1)
                 x = self.block(x, f"backbone.transformer.resblocks.{i}")
         x = self.norm(x.float(), "backbone.prompt_norm", 1e-6)
@@ -79,10 +83,11 @@ class TorchOTSeg:
                 for x, part in ((queries, "q"), (memory, "k"), (memory, "v"))
             )
             plan, score = transport(q, k)
-            collected = torch.einsum("bkmn,bmc->bknc", plan, v)
+            collected = torch.einsum("bkmn,bmc->bknc", self.drop(plan), v)
             collected = self.linear(collected, f"{name}.multihead_attn.proj")
-            queries = self.norm(queries + collected, f"{name}.norm2")
-            inner = self.linear(F.relu(self.linear(queries, f"{name}.linear1")), f"{name}.linear2")
+            queries = self.norm(queries + self.drop(collected), f"{name}.norm2")
+            inner = self.drop(F.relu(self.linear(queries, f"{name}.linear1")))
+            inner = self.drop(self.linear(inner, f"{name}.linear2"))
             queries = self.norm(queries + inner, f"{name}.norm3")
             maps.append(score)
         logits = maps[-1]
@@ -109,8 +114,10 @@ class TorchOTSeg:
 
     def loss(self, image: Tensor, text: Tensor, label: Tensor) -> Tensor:
         """Focal and dice losses of both maps."""
-        total = torch.zeros(())
-        for logits in self(image, text):
+        self.rate, total = 0.1, torch.zeros(())
+        maps = self(image, text)
+        self.rate = 0.0
+        for logits in maps:
             z = F.interpolate(logits, label.shape[1:], mode="bilinear")
             target = F.one_hot(label, z.shape[1]).permute(0, 3, 1, 2).float()
             p = torch.sigmoid(z)
