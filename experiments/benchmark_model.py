@@ -8,15 +8,17 @@ larger. The operations of matrix products a second are told beside the device's 
 of one large product alone, in the same process, by the faster of both libraries. A share near 1
 leaves nothing to gain; with bfloat16 a CPU's attention and the decoder stay in float32.
 
-The rival is the same network in `torch_model.py`, with the same weights, and its logits must agree
-before anything is timed; the tower alone is timed against `transformers`. As its authors' program
-does, it puts visual prompts through the blocks; ours does not, and that is not in the operations
-that are told. Ours and theirs take turns in one process, each case in its own; figures are medians
-with quartiles. Peak memory on a CPU is that of a further process, which has read the weights from a
-file; its library is in it, and what both begin with (the imports of this script) is taken off.
-Compiling is in ours, as in a first run; a training step is started again and finds its program in
-the cache, as every later run does (`peak_again_gb`, which the table shows). On a GPU it is what
-torch's allocator held at most, and of ours what the compiler planned. On a TPU there is no rival.
+The rival is the same network in `torch_model.py`, with the same weights. Logits, and the loss of a
+step without dropout, must agree before anything is timed; the tower alone is timed against
+`transformers`. As its authors' program does, the rival puts visual prompts through the blocks,
+which is not in the operations that are told, and computes queries that nothing reads after the
+last layer.
+Ours and theirs take turns in one process, each case in its own; figures are medians with quartiles.
+Peak memory on a CPU is that of a further process, which has read the weights from a file; its
+library is in it, and what both begin with (the imports of this script) is taken off. Compiling is
+in ours, as in a first run; a training step is started again and finds its program in the cache, as
+every later run does (`peak_again_gb`, which the table shows). On a GPU it is what torch's allocator
+held at most, and of ours what the compiler planned. On a TPU there is no rival.
 Similarities are CLIP-like: a class's prompts lie close together. A step with "remat" computes the
 tower's activations again in the backward pass.
 """
@@ -59,7 +61,7 @@ from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
 from otseg_jax.models.outputs import Outputs
 from otseg_jax.training import memory, optim
-from otseg_jax.training.step import State, make_train_step
+from otseg_jax.training.step import State, loss_sums, make_train_step
 from otseg_jax.weights import mmseg, names, rules
 
 BACKEND = jax.default_backend()
@@ -270,9 +272,7 @@ def theirs(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
     """The same of PyTorch."""
     torch.set_float32_matmul_precision("high" if case.dtype == "tensorfloat32" else "highest")
     torch.backends.cudnn.allow_tf32 = case.dtype == "tensorfloat32"
-    image, text, label = inputs(case)
-    picture = torch.tensor(image).permute(0, 3, 1, 2).contiguous()
-    narrow = case.dtype == "bfloat16"
+    picture, words, target = tensors(case)
     if case.sizes == "tower":
         sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
         config = CLIPVisionConfig(image_size=512, patch_size=16, num_hidden_layers=12, **sizes)
@@ -280,12 +280,12 @@ def theirs(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
 
         @torch.inference_mode()
         def encode() -> Any:
+            narrow = case.dtype == "bfloat16"
             with torch.autocast(picture.device.type, torch.bfloat16, enabled=narrow):
                 return tower(picture)[0]
 
         return Work(encode)
-    rival = TorchOTSeg(stored or original_arrays(case), heads=VISION.heads, narrow=narrow)
-    words, target = torch.tensor(text), torch.tensor(label.astype(np.int64))
+    rival = torch_otseg(case, stored)
     if case.work == "forward":
         return Work(torch.inference_mode()(lambda: rival(picture, words)))
     if case.work == "evaluate":
@@ -296,12 +296,25 @@ def theirs(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
 
     def train() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = rival.loss(picture, words, target)
+        loss = rival.loss(picture, words, target, dropout=OTSegConfig().dropout)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
     return Work(train)
+
+
+def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`inputs`, images as torch likes them."""
+    image, text, label = inputs(case)
+    picture = torch.tensor(image).permute(0, 3, 1, 2).contiguous()
+    return picture, torch.tensor(text), torch.tensor(label.astype(np.int64))
+
+
+def torch_otseg(case: Case, stored: dict[str, np.ndarray] | None = None) -> TorchOTSeg:
+    """The rival with these weights, or random ones."""
+    arrays = stored or original_arrays(case)
+    return TorchOTSeg(arrays, heads=VISION.heads, narrow=case.dtype == "bfloat16")
 
 
 def original_arrays(case: Case) -> dict[str, np.ndarray]:
@@ -317,7 +330,10 @@ def original_arrays(case: Case) -> dict[str, np.ndarray]:
 
 
 def check(case: Case) -> float:
-    """Largest difference of the logits; an AssertionError above what the dtype explains."""
+    """Largest difference of the logits; an AssertionError above what the dtype explains.
+
+    That of a step's loss, or of a photo's labels, is looked at, too.
+    """
     maps = ours(case._replace(work="forward")).call()
     found = theirs(case._replace(work="forward")).call()
     worst = max(
@@ -325,6 +341,17 @@ def check(case: Case) -> float:
         for one, other in zip(maps.values(), found, strict=True)
     )
     assert worst < (1e-3 if case.dtype == "float32" else 5e-2), f"{case}: logits differ by {worst}"
+    if case.work.startswith("step"):
+        outputs, (_, text, label) = OTSegConfig().outputs(), inputs(case)
+        supervised = regimes.resolve("supervised", num_classes=len(text), unseen=())
+        loss, (_, pairs, _) = loss_sums(
+            maps, jnp.asarray(label), supervised, outputs.mixtures[outputs.main]
+        )
+        with torch.no_grad():
+            wanted = torch_otseg(case).loss(*tensors(case), dropout=0.0).item()
+        assert abs(float(loss / pairs) / wanted - 1) < 1e-2, (
+            f"{case}: losses {loss / pairs}, {wanted}"
+        )
     if case.work == "evaluate":
         same = float(np.mean(ours(case).call() == theirs(case).call().numpy()))
         assert same > (0.999 if case.dtype == "float32" else 0.9), f"{case}: {same} of the labels"

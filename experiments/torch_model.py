@@ -1,8 +1,8 @@
 """The rival of `benchmark_model.py`: OTSeg in plain PyTorch, as its authors' program runs it.
 
 Fused attention, in-place where torch likes it, Sinkhorn with the original's stop, losses on the
-upsampled logits, dropout where a loss is asked for. Weights come by the original program's names;
-what learns is a leaf that requires a gradient. Everything lies on torch's default device.
+upsampled logits. Weights come by the original program's names; what learns is a leaf that requires
+a gradient. Everything lies on torch's default device.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEARNS = ("backbone.prompt", "backbone.deep_prompt", "decode_head.")
@@ -26,11 +26,7 @@ class TorchOTSeg:
             for name, array in arrays.items()
         }
         count = {name.split(".")[3] for name in arrays if name.startswith("backbone.transformer")}
-        self.blocks, self.layers, self.rate = len(count), 3, 0.0
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Dropout."""
-        return F.dropout(x, self.rate) if self.rate else x
+        self.blocks, self.layers = len(count), 3
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         """Linear layer of this name."""
@@ -50,8 +46,8 @@ class TorchOTSeg:
         y = self.linear(self.norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
         return x + self.linear(y * torch.sigmoid(1.702 * y), f"{name}.mlp.c_proj")
 
-    def embed(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the images, and of their pixels."""
+    def embed(self, image: Tensor, drop: nn.Module) -> tuple[Tensor, Tensor]:
+        """Embeddings of the images, and of their pixels; dropout of the visual prompts."""
         w, conv = self.w, self.w["backbone.conv1.weight"]
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.narrow):
             x = F.conv2d(image, conv, stride=conv.shape[-1]).flatten(2).transpose(1, 2)
@@ -62,16 +58,19 @@ class TorchOTSeg:
             learned = (w["backbone.prompt_embeddings"], w["backbone.deep_prompt_embeddings"])
             prompts = self.linear(torch.cat(learned), "backbone.prompt_proj")[:, None]
             for i in range(self.blocks):
-                inner = self.drop(prompts[i].expand(len(x), -1, -1))
+                inner = drop(prompts[i].expand(len(x), -1, -1))
                 x = torch.cat([x[:, :1], inner, x[:, -m:]], dim=1)
                 x = self.block(x, f"backbone.transformer.resblocks.{i}")
         x = self.norm(x.float(), "backbone.prompt_norm", 1e-6)
         x = self.norm(x, "backbone.ln_post") @ w["backbone.proj"]
         return F.normalize(x[:, 0], dim=-1), F.normalize(x[:, -m:], dim=-1)
 
-    def __call__(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, image: Tensor, text: Tensor, *, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the decoder and of the MPS path on the patch grid, f32[b, k, h, w]."""
-        g, memory = self.embed(image)
+        drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        g, memory = self.embed(image, drop)
         product = g[:, None, None] * text[None]
         both = torch.cat([product, text.expand_as(product)], dim=-1)
         start = queries = self.linear(both, "decode_head.q_proj")
@@ -83,11 +82,11 @@ class TorchOTSeg:
                 for x, part in ((queries, "q"), (memory, "k"), (memory, "v"))
             )
             plan, score = transport(q, k)
-            collected = torch.einsum("bkmn,bmc->bknc", self.drop(plan), v)
+            collected = torch.einsum("bkmn,bmc->bknc", drop(plan), v)
             collected = self.linear(collected, f"{name}.multihead_attn.proj")
-            queries = self.norm(queries + self.drop(collected), f"{name}.norm2")
-            inner = self.drop(F.relu(self.linear(queries, f"{name}.linear1")))
-            inner = self.drop(self.linear(inner, f"{name}.linear2"))
+            queries = self.norm(queries + drop(collected), f"{name}.norm2")
+            inner = drop(F.relu(self.linear(queries, f"{name}.linear1")))
+            inner = drop(self.linear(inner, f"{name}.linear2"))
             queries = self.norm(queries + inner, f"{name}.norm3")
             maps.append(score)
         logits = maps[-1]
@@ -112,12 +111,10 @@ class TorchOTSeg:
         scores = F.interpolate((total / count)[None], size, mode="bilinear")[0]
         return scores.argmax(0)
 
-    def loss(self, image: Tensor, text: Tensor, label: Tensor) -> Tensor:
+    def loss(self, image: Tensor, text: Tensor, label: Tensor, *, dropout: float) -> Tensor:
         """Focal and dice losses of both maps."""
-        self.rate, total = 0.1, torch.zeros(())
-        maps = self(image, text)
-        self.rate = 0.0
-        for logits in maps:
+        total = torch.zeros(())
+        for logits in self(image, text, dropout=dropout):
             z = F.interpolate(logits, label.shape[1:], mode="bilinear")
             target = F.one_hot(label, z.shape[1]).permute(0, 3, 1, 2).float()
             p = torch.sigmoid(z)

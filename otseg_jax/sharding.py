@@ -94,10 +94,9 @@ def of_tower(mesh: Mesh, frozen: Any, *, heads: int) -> Any:
     return jax.tree_util.tree_map_with_path(of_weight, frozen)
 
 
-def is_split() -> bool:
-    """Whether arrays may be on several devices: an axis of the mesh in place is longer than 1."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1
+def several_devices() -> bool:
+    """Whether the mesh in place has more than one device."""
+    return jax.sharding.get_abstract_mesh().size > 1
 
 
 def own_rows(function: Callable[..., Any], *arrays: jax.Array, heads: int | None = None) -> Any:

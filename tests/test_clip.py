@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 from oracles import torch
 from scipy.special import erf
 
@@ -119,7 +120,7 @@ def encode_by_hand(tower, image, prompts, *, times):
         ((24, 12), 2, {"layers": 4, "patch_size": 3, "image_size": 12}),
         ((13, 30), 3, {}),
         ((4, 4), 2, {}),
-        ((16, 16), 2, LARGE_MLP),
+        ((16, 16), 1, LARGE_MLP),
     ],
 )
 def test_encode_is_the_plain_loop(size, prompted, options):
@@ -141,39 +142,49 @@ def test_prompts_are_looked_at_and_go_through_no_block():
     assert [tokens.shape for tokens in stages] == [(2, 17, 24)] * 4
 
 
-def large_tower_and_gradients(image, prompts):
-    """A traced function of a batch, with gradients for image and prompts."""
-    graphdef, state = nnx.split(vision_tower(**LARGE_MLP))
-
-    def run(image, prompts):
-        tokens, pull = jax.vjp(nnx.merge(graphdef, state).encode, image, prompts)
-        return tokens, pull(jnp.sin(tokens))
-
-    return jax.jit(run).trace(image, prompts)
-
-
-def test_large_images_are_one_after_the_other_on_a_cpu_only():
+@pytest.mark.parametrize("remat", [False, True])
+def test_large_images_are_one_after_the_other_on_a_cpu_only(remat):
+    graphdef, state = nnx.split(vision_tower(remat=remat, **LARGE_MLP))
     image, prompts = normal(3, 16, 16, 3), normal(2, 3, 5, 24, seed=1)
-    traced = large_tower_and_gradients(image, prompts)
-    whole, one = "tensor<3x17x65536xf32>", "tensor<1x17x65536xf32>"
+
+    def trace(image, prompts):
+        def run(state, image, prompts):
+            tokens, pull = jax.vjp(nnx.merge(graphdef, state).encode, image, prompts)
+            return tokens, pull(jnp.sin(tokens))
+
+        return jax.jit(run).trace(state, image, prompts)
+
+    traced = trace(image, prompts)
     on_cpu, on_gpu = (
         traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")
     )
     with jax.set_mesh(sharding.make_mesh()):
-        split = large_tower_and_gradients(image, prompts).lower().as_text()
+        split = trace(image, prompts).lower().as_text()
+    whole, one = "tensor<3x17x65536xf32>", "tensor<1x17x65536xf32>"
     assert one in on_cpu
     for text in (on_gpu, split):
         assert one not in text
         assert whole in text
 
-    got = traced.lower().compile()(image, prompts)
+    got = traced.lower().compile()(state, image, prompts)
+    alone = trace(image[:1], prompts[:, :1]).lower().compile()
     for i in range(3):
-        alone = (image[i : i + 1], prompts[:, i : i + 1])
-        tokens, gradients = large_tower_and_gradients(*alone).lower().compile()(*alone)
-        np.testing.assert_array_equal(got[0][i], tokens[0])
-        for found, want, axis in zip(got[1], gradients, (0, 1), strict=True):
-            found = jnp.take(found, jnp.array([i]), axis=axis)
+        tokens, gradients = alone(state, image[i : i + 1], prompts[:, i : i + 1])
+        pairs = [(got[0][i], tokens[0]), (got[1][0][i], gradients[0][0])]
+        for found, want in [*pairs, (got[1][1][:, i], gradients[1][:, 0])]:
             np.testing.assert_allclose(found, want, rtol=0, atol=1e-6 * np.abs(want).max())
+
+
+def test_a_large_tower_is_exported_for_any_number_of_images():
+    tower, image = vision_tower(**LARGE_MLP), normal(3, 16, 16, 3)
+    (batch,) = export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, *image.shape[1:]), jnp.float32)
+    platforms = {"cpu", "cuda", jax.default_backend()}
+    exported = export.export(jax.jit(tower.encode), platforms=sorted(platforms))(shape)
+    want = jax.jit(tower.encode)(image)
+    for count in (1, 3):
+        got = exported.call(image[:count])
+        np.testing.assert_allclose(got, want[:count], rtol=0, atol=1e-6 * np.abs(want).max())
 
 
 def test_project_is_norm_then_projection_of_every_token():

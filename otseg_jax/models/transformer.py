@@ -66,8 +66,8 @@ class TowerConfig:
 
 
 LARGE = 2**20
-"""Hidden channels of all tokens of an image from which on those of several images do not fit into a
-CPU's cache; a block then takes one image after the other."""
+"""Hidden channels of an image's tokens, together (4 MiB in float32), from which on a block takes
+images one after the other on a CPU: what it makes of several would not fit into the cache."""
 
 
 class Attention(nnx.Module):
@@ -134,7 +134,9 @@ class Block(nnx.Module):
         self, x: Float[Array, "b t d"], prompts: Float[Array, "b p d"] | None = None
     ) -> Float[Array, "b t d"]:
         arrays = (x,) if prompts is None else (x, prompts)
-        if x.shape[0] == 1 or x.shape[1] * self.mlp.up.out_features < LARGE or sharding.is_split():
+        small = x.shape[1] * self.mlp.up.out_features < LARGE
+        # for a loop over images that several devices share, XLA would gather them
+        if small or x.shape[0] == 1 or sharding.several_devices():
             return self._at_once(*arrays)
         return jax.lax.platform_dependent(
             *arrays, cpu=partial(_one_by_one, self._at_once), default=self._at_once

@@ -63,11 +63,7 @@ def count_pairs(labels: Labels, num_classes: int) -> Float32[Array, ""]:
         >>> print(count_pairs(jnp.array([[[0, 0], [2, -1]], [[-1, -1], [-1, 1]]]), 3))
         3.0
     """
-    # not all of them at once: that is their number times the labels, if for a moment
-    present = jax.lax.map(
-        lambda k: jnp.any(labels == k, axis=(1, 2)), jnp.arange(num_classes, dtype=jnp.int32)
-    )
-    return jnp.sum(present, dtype=jnp.float32)
+    return jnp.sum(jnp.any(_one_hot(labels, num_classes), axis=(2, 3)), dtype=jnp.float32)
 
 
 def segmentation(

@@ -61,48 +61,44 @@ def loss_sums(
     known = pseudo_labels.relabel(label, regime.label_table)
     target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
 
-    loss = jnp.float32(0.0)
+    loss, pairs = jnp.float32(0.0), jnp.float32(0.0)
     terms: Scalars = {}
     accuracies: Scalars = {}
     for name, z in maps.items():
-        total, found = _map_losses(z, target, **weights)
+        total, (found, pairs) = _map_losses(z, target, **weights)
         loss += total
         terms |= {f"{name}_{term}": value for term, value in found.items()}
         guess = upsampled_argmax(jax.lax.stop_gradient(z), size)
         accuracies[f"{name}_accuracy"] = losses.pixel_accuracy(guess, target)
-    return loss, (terms, losses.count_pairs(target, len(regime.classes)), accuracies)
+    return loss, (terms, pairs, accuracies)
 
 
 def _map_losses(
     z: Float[Array, "b k h w"], target: Int[Array, "b H W"], **weights: float
-) -> tuple[Float[Array, ""], Scalars]:
-    """Losses of one map: their sum, which alone has a gradient, and each.
+) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""]]]:
+    """Sum of the losses of one map, which alone has a gradient; each of them, and pairs.
 
     A few classes at a time: all of them at the size of the image would take more memory than the
-    rest of the step. Gradients are taken along, for nothing to be computed again.
+    rest of the step. The gradient is computed with the value, as it is small, on the patch grid;
+    the backward pass scales it. There is no forward mode (`jax.jvp`).
     """
 
-    def of_class(
-        k: Int[Array, ""], z: Float[Array, "b h w"], target: Int[Array, "b H W"]
-    ) -> tuple[Float[Array, "b"], dict[str, Float[Array, "b"]]]:
-        # image by image, or devices would wait for one another after every few classes
-        def of_image(z: Float[Array, "k H W"], label: Int[Array, "H W"]) -> Scalars:
-            return losses.segmentation(z[None], label[None], **weights)
-
-        terms = jax.vmap(of_image)(
-            upsample(z[:, None], (target.shape[1], target.shape[2])), target - k
-        )
-        return terms["focal"] + terms["dice"], terms
+    def of_image(
+        z: Float[Array, "h w"], label: Int[Array, "H W"]
+    ) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""]]]:
+        logits, label = upsample(z[None, None], (label.shape[0], label.shape[1])), label[None]
+        terms = losses.segmentation(logits, label, **weights)
+        return terms["focal"] + terms["dice"], (terms, losses.count_pairs(label, 1))
 
     def forward(z, target):
-        def with_gradient(one):
+        def of_class(one):
             k, z = one
-            total, pull, terms = jax.vjp(lambda z: of_class(k, z, target), z, has_aux=True)
-            return (total, terms), pull(jnp.ones_like(total))[0]
+            # image by image, or devices would wait for one another after every few classes
+            return jax.vmap(jax.value_and_grad(of_image, has_aux=True))(z, target - k)
 
         classes = (jnp.arange(z.shape[1]), jnp.moveaxis(z, 1, 0))
-        each, gradient = jax.lax.map(with_gradient, classes, batch_size=BLOCK)
-        return jax.tree.map(jnp.sum, each), jnp.moveaxis(gradient, 0, 1)
+        values, gradient = jax.lax.map(of_class, classes, batch_size=BLOCK)
+        return jax.tree.map(jnp.sum, values), jnp.moveaxis(gradient, 0, 1)
 
     run = jax.custom_vjp(lambda z, target: forward(z, target)[0])
     run.defvjp(forward, lambda gradient, cotangent: (cotangent[0] * gradient, None))
