@@ -12,13 +12,12 @@ The rival is the same network in `torch_model.py`, with the same weights. Logits
 step without dropout, must agree before anything is timed; the tower alone is timed against
 `transformers`. As its authors' program does, the rival puts visual prompts through the blocks,
 which is not in the operations that are told, and computes queries that nothing reads after the
-last layer.
-Ours and theirs take turns in one process, each case in its own; figures are medians with quartiles.
-Peak memory on a CPU is that of a further process, which has read the weights from a file; its
-library is in it, and what both begin with (the imports of this script) is taken off. Compiling is
-in ours, as in a first run; a training step is started again and finds its program in the cache, as
-every later run does (`peak_again_gb`, which the table shows). On a GPU it is what torch's allocator
-held at most, and of ours what the compiler planned. On a TPU there is no rival.
+last layer. Ours and theirs take turns in one process, each case in its own; figures are medians
+with quartiles. Peak memory on a CPU is that of a further process, which has read the weights from a
+file; its library is in it, and what both begin with (the imports of this script) is taken off.
+Compiling is in ours, as in a first run; a training step is started again and finds its program in
+the cache, as every later run does (`peak_again_gb`, which the table shows). On a GPU it is what
+torch's allocator held at most, and of ours what the compiler planned. On a TPU there is no rival.
 Similarities are CLIP-like: a class's prompts lie close together. A step with "remat" computes the
 tower's activations again in the backward pass.
 """
@@ -349,9 +348,8 @@ def check(case: Case) -> float:
         )
         with torch.no_grad():
             wanted = torch_otseg(case).loss(*tensors(case), dropout=0.0).item()
-        assert abs(float(loss / pairs) / wanted - 1) < 1e-2, (
-            f"{case}: losses {loss / pairs}, {wanted}"
-        )
+        found_loss = float(loss / pairs)
+        assert abs(found_loss / wanted - 1) < 1e-3, f"{case}: losses {found_loss}, {wanted}"
     if case.work == "evaluate":
         same = float(np.mean(ours(case).call() == theirs(case).call().numpy()))
         assert same > (0.999 if case.dtype == "float32" else 0.9), f"{case}: {same} of the labels"
