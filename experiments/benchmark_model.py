@@ -348,6 +348,7 @@ def check(case: Case) -> float:
         )
         with torch.no_grad():
             wanted = torch_otseg(case).loss(*tensors(case), dropout=0.0).item()
+        # of all pixels and classes the error averages out, also that of narrow products
         found_loss = float(loss / pairs)
         assert abs(found_loss / wanted - 1) < 1e-3, f"{case}: losses {found_loss}, {wanted}"
     if case.work == "evaluate":
