@@ -23,18 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from flax import nnx
 from torch import Tensor
 
 from experiments import cost
-from experiments.benchmark_model import SIZES, VISION, best_rate, wait
+from experiments.benchmark_model import SIZES, VISION, Case, best_rate, model, torch_otseg, wait
 from experiments.grid import table
+from experiments.torch_model import TorchOTSeg, attend
 from otseg_jax.models.attention import attention
-from otseg_jax.models.linear import narrow
 from otseg_jax.models.transformer import Block
-from otseg_jax.weights import names
 
 WIDTH, TOKENS = VISION.width, 1 + (VISION.image_size // VISION.patch_size) ** 2
 PROMPTS = SIZES["VOC"][2]
@@ -88,46 +85,22 @@ def ours(block: Block, x: jax.Array, prompts: jax.Array, dtype: str) -> dict[str
     return {name: part(*run) for name, run in runs.items()}
 
 
-def theirs(block: Block, x: jax.Array, prompts: jax.Array, dtype: str) -> dict[str, Part]:
+def theirs(rival: TorchOTSeg, x: jax.Array, prompts: jax.Array, dtype: str) -> dict[str, Part]:
     """The same of PyTorch, its products under autocast."""
-    # kernels as PyTorch stores them: a row for each output
-    w = {
-        name: torch.tensor(array.T if array.ndim == 2 else array).contiguous()
-        for name, array in names.flatten(nnx.state(block)).items()
-    }
     tokens = torch.tensor(np.asarray(jnp.concatenate([x[:, :1], prompts, x[:, 1:]], axis=1)))
-    linears = ("query", "key", "value")
-    inward = torch.cat([w[f"attention/{name}/kernel"] for name in linears])
-    inward_bias = torch.cat([w[f"attention/{name}/bias"] for name in linears])
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, w[f"{name}/kernel"], w[f"{name}/bias"])
-
-    def split(x: Tensor) -> Tensor:
-        x = F.linear(x, inward, inward_bias)
-        return rearrange(x, "b t (qkv heads c) -> qkv b heads t c", qkv=3, heads=VISION.heads)
-
-    def attend(*qkv: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(*qkv)
-        return rearrange(mixed, "b heads t c -> b t (heads c)")
-
-    def mlp(x: Tensor) -> Tensor:
-        x = linear(x, "mlp/up")
-        return linear(x * torch.sigmoid(1.702 * x), "mlp/down")
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, (WIDTH,), w[f"{name}/scale"], w[f"{name}/bias"], VISION.eps)
-
-    def whole(x: Tensor) -> Tensor:
-        x = x + linear(attend(*split(norm(x, "ln_1"))), "attention/out")
-        return x + mlp(norm(x, "ln_2"))
-
+    name = "backbone.transformer.resblocks.0"
     runs: dict[str, tuple[Callable[..., Any], Sequence[Tensor]]] = {
-        "q, k, v, out": (lambda x: (split(x), linear(x, "attention/out")), (tokens,)),
-        "attention": (attend, split(tokens)),
-        "MLP": (mlp, (tokens,)),
-        "LayerNorms": (lambda x: (norm(x, "ln_1"), norm(x, "ln_2")), (tokens,)),
-        "whole block": (whole, (tokens,)),
+        "q, k, v, out": (
+            lambda x: (rival.split(x, name), rival.linear(x, f"{name}.attn.out_proj")),
+            (tokens,),
+        ),
+        "attention": (attend, rival.split(tokens, name)),
+        "MLP": (lambda x: rival.mlp(x, name), (tokens,)),
+        "LayerNorms": (
+            lambda x: (rival.norm(x, f"{name}.ln_1"), rival.norm(x, f"{name}.ln_2")),
+            (tokens,),
+        ),
+        "whole block": (lambda x: rival.block(x, name), (tokens,)),
     }
     cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -168,10 +141,9 @@ def measure(dtype: str, rounds: int) -> list[dict[str, Any]]:
         jnp.asarray(rng.standard_normal((1, count, WIDTH)), jnp.float32)
         for count in (TOKENS, PROMPTS)
     )
-    block = Block(VISION, causal=False, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
-    rival = theirs(block, x, prompts, dtype)
-    narrow(block)
-    mine = ours(block, x, prompts, dtype)
+    case = Case("VOC", "forward", 1, dtype)
+    mine = ours(nnx.merge(*model(case)).vision.blocks[0], x, prompts, dtype)
+    rival = theirs(torch_otseg(case), x, prompts, dtype)
     found, wanted = (np.asarray(each["whole block"].forward()) for each in (mine, rival))
     wanted = np.delete(wanted, range(1, 1 + PROMPTS), axis=1)
     np.testing.assert_allclose(found, wanted, atol=1e-4 if dtype == "float32" else 0.1)

@@ -36,15 +36,22 @@ class TorchOTSeg:
         """LayerNorm of this name."""
         return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], eps)
 
+    def split(self, x: Tensor, name: str) -> Tensor:
+        """Query, key and value of this block's attention, f32[3, b, heads, t, c]."""
+        w, bias = (self.w[f"{name}.attn.in_proj_{kind}"] for kind in ("weight", "bias"))
+        x = F.linear(x, w, bias)
+        return rearrange(x, "b t (qkv heads c) -> qkv b heads t c", qkv=3, heads=self.heads)
+
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        """MLP of this block."""
+        x = self.linear(x, f"{name}.mlp.c_fc")
+        return self.linear(x * torch.sigmoid(1.702 * x), f"{name}.mlp.c_proj")
+
     def block(self, x: Tensor, name: str) -> Tensor:
         """Pre-norm block of the tower."""
-        y = self.norm(x, f"{name}.ln_1")
-        y = F.linear(y, self.w[f"{name}.attn.in_proj_weight"], self.w[f"{name}.attn.in_proj_bias"])
-        q, k, v = rearrange(y, "b t (qkv heads c) -> qkv b heads t c", qkv=3, heads=self.heads)
-        y = rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t c -> b t (heads c)")
+        y = attend(*self.split(self.norm(x, f"{name}.ln_1"), name))
         x = x + self.linear(y, f"{name}.attn.out_proj")
-        y = self.linear(self.norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
-        return x + self.linear(y * torch.sigmoid(1.702 * y), f"{name}.mlp.c_proj")
+        return x + self.mlp(self.norm(x, f"{name}.ln_2"), name)
 
     def embed(self, image: Tensor, drop: nn.Module) -> tuple[Tensor, Tensor]:
         """Embeddings of the images, and of their pixels; dropout of the visual prompts."""
@@ -127,6 +134,11 @@ class TorchOTSeg:
             present = area > 0
             total = total + (100 * focal + ((1 - ratio) * present).sum()) / present.sum()
         return total
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, f32[b, t, heads·c]."""
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t c -> b t (heads c)")
 
 
 def transport(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

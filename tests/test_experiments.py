@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import x64
 
-from experiments import ablations, benchmark_mps, grid, table1
+from experiments import ablations, benchmark_mps, grid, table1, timeline
 from experiments.grid import Cell
 from otseg_jax.ot.sinkhorn import solve
 
@@ -250,6 +251,19 @@ def test_the_readme_holds_what_another_cpu_took():
         f"the VOC forward pass {shares[0]} of that (PyTorch's {shares[1]}), and the VOC training "
         f"step {shares[2]} ({shares[3]})"
     ) in readme
+
+
+def test_a_timeline_knows_products_from_all_else():
+    assert timeline.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    x = jnp.ones((1024, 1024))
+    compiled = {
+        name: jax.jit(function).lower(x).compile()
+        for name, function in (("products", lambda x: x @ x), ("else", lambda x: jnp.exp(x) + 1))
+    }
+    for name, program in compiled.items():
+        found = timeline.profile_ms(lambda program=program: program(x))
+        assert set(found) == {"products", "else", "untraced"}
+        assert found[name] > 0.9 * sum(found.values()) - found["untraced"] > 0
 
 
 def test_the_readme_holds_what_bounds_a_block():
