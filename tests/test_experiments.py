@@ -251,6 +251,15 @@ def test_the_readme_holds_what_another_cpu_took():
         f"the VOC forward pass {shares[0]} of that (PyTorch's {shares[1]}), and the VOC training "
         f"step {shares[2]} ({shares[3]})"
     ) in readme
+    forward, step = (
+        {what: f"{100 * ms / sum(profile.values()):.0f} %" for what, ms in profile.items()}
+        for work in ("forward", "step")
+        for profile in [found["VOC", work, 1, "float32"]["ours"]["profile_ms"]]
+    )
+    assert (
+        f"under way for {forward['products']} of that forward pass and {step['products']} of that "
+        f"step; {step['else']} of the step is all else"
+    ) in readme
 
 
 def test_a_timeline_knows_products_from_all_else():
@@ -275,7 +284,7 @@ def test_the_readme_holds_what_bounds_a_block():
         for way in ways
     )
     assert (
-        f"a block of the tower takes {alone['ours']:.0f} ms forward and {back['ours']:.0f} ms with "
+        f"A block of the tower takes {alone['ours']:.0f} ms forward and {back['ours']:.0f} ms with "
         f"its gradients, PyTorch's {alone['torch']:.0f} and {back['torch']:.0f}; its products "
         f"alone, at the rate of one large one, take {alone['products']:.0f} and "
         f"{back['products']:.0f}"
