@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 Maps: TypeAlias = Mapping[str, Float[Array, "b k h w"]]
@@ -58,11 +59,21 @@ def upsampled_argmax(
 
     def compare(best, entry):
         k, z = entry
-        value = upsample(z[:, None], size)[:, 0]
-        return (jnp.maximum(best[0], value), jnp.where(value > best[0], k, best[1])), None
+        return larger(best, k, upsample(z[:, None], size)[:, 0]), None
 
     classes = (jnp.arange(logits.shape[1], dtype=jnp.int32), jnp.moveaxis(logits, 1, 0))
-    shape = (len(logits), *size)
-    start = (jnp.full(shape, -jnp.inf, logits.dtype), jnp.zeros(shape, jnp.int32))
-    (_, index), _ = jax.lax.scan(compare, start, classes)
+    (_, index), _ = jax.lax.scan(compare, smallest((len(logits), *size), logits.dtype), classes)
     return index
+
+
+Best: TypeAlias = tuple[Float[Array, "b H W"], Int32[Array, "b H W"]]  # logits and their classes
+
+
+def smallest(shape: tuple[int, int, int], dtype: DTypeLike) -> Best:
+    """What the logits of a first class are compared with."""
+    return jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32)
+
+
+def larger(best: Best, k: Int32[Array, ""], logits: Float[Array, "b H W"]) -> Best:
+    """The larger of the best so far and the logits of class k; of equals the first."""
+    return jnp.maximum(best[0], logits), jnp.where(logits > best[0], k, best[1])

@@ -17,12 +17,10 @@ from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax.data import regimes
 from otseg_jax.models import pixels
-from otseg_jax.models.outputs import Maps, Mixture, Outputs, upsample, upsampled_argmax
+from otseg_jax.models.outputs import Maps, Mixture, Outputs, larger, smallest, upsample
 from otseg_jax.training import losses, memory, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
-
-BLOCK = 4  # classes that are upsampled to the size of the labels at a time
 
 
 class State(NamedTuple):
@@ -57,7 +55,6 @@ def loss_sums(
 
     Source: OTSeg (arXiv 2403.14183), training loss.
     """
-    size = (label.shape[1], label.shape[2])
     known = pseudo_labels.relabel(label, regime.label_table)
     target = pseudo_labels.pseudo_label(maps, known, regime.unseen, mixture=mixture)
 
@@ -65,40 +62,45 @@ def loss_sums(
     terms: Scalars = {}
     accuracies: Scalars = {}
     for name, z in maps.items():
-        total, (found, pairs) = _map_losses(z, target, **weights)
+        total, (found, pairs, accuracy) = _map_losses(z, target, **weights)
         loss += total
         terms |= {f"{name}_{term}": value for term, value in found.items()}
-        guess = upsampled_argmax(jax.lax.stop_gradient(z), size)
-        accuracies[f"{name}_accuracy"] = losses.pixel_accuracy(guess, target)
+        accuracies[f"{name}_accuracy"] = accuracy
     return loss, (terms, pairs, accuracies)
 
 
 def _map_losses(
     z: Float[Array, "b k h w"], target: Int[Array, "b H W"], **weights: float
-) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""]]]:
-    """Sum of the losses of one map, which alone has a gradient; each of them, and pairs.
+) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""], Float[Array, ""]]]:
+    """Sum of the losses of one map, which alone has a gradient; each of them, pairs, accuracy.
 
-    A few classes at a time: all of them at the size of the image would take more memory than the
-    rest of the step. The gradient is computed with the value, as it is small, on the patch grid;
-    the backward pass scales it. There is no forward mode (`jax.jvp`).
+    One class at a time: all of them at the size of the image would take more memory than the rest
+    of the step. The gradient is computed with the value, as it is small, on the patch grid; the
+    backward pass scales it. There is no forward mode (`jax.jvp`).
     """
 
     def of_image(
         z: Float[Array, "h w"], label: Int[Array, "H W"]
-    ) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], tuple[Scalars, Float[Array, ""], Float[Array, "H W"]]]:
         logits, label = upsample(z[None, None], (label.shape[0], label.shape[1])), label[None]
         terms = losses.segmentation(logits, label, **weights)
-        return terms["focal"] + terms["dice"], (terms, losses.count_pairs(label, 1))
+        pairs = losses.count_pairs(label, 1)
+        return terms["focal"] + terms["dice"], (terms, pairs, logits[0, 0])
 
     def forward(z, target):
-        def of_class(one):
+        def of_class(best, one):
             k, z = one
-            # image by image, or devices would wait for one another after every few classes
-            return jax.vmap(jax.value_and_grad(of_image, has_aux=True))(z, target - k)
+            # image by image, or devices would wait for one another after every class
+            of_images = jax.vmap(jax.value_and_grad(of_image, has_aux=True))
+            (loss, (terms, pairs, logits)), gradient = of_images(z, target - k)
+            return larger(best, k, logits), ((loss, terms, pairs), gradient)
 
-        classes = (jnp.arange(z.shape[1]), jnp.moveaxis(z, 1, 0))
-        values, gradient = jax.lax.map(of_class, classes, batch_size=BLOCK)
-        return jax.tree.map(jnp.sum, values), jnp.moveaxis(gradient, 0, 1)
+        classes = (jnp.arange(z.shape[1], dtype=jnp.int32), jnp.moveaxis(z, 1, 0))
+        start = smallest(target.shape, z.dtype)
+        (_, guess), (values, gradient) = jax.lax.scan(of_class, start, classes)
+        loss, terms, pairs = jax.tree.map(jnp.sum, values)
+        accuracy = losses.pixel_accuracy(guess, target)
+        return (loss, (terms, pairs, accuracy)), jnp.moveaxis(gradient, 0, 1)
 
     run = jax.custom_vjp(lambda z, target: forward(z, target)[0])
     run.defvjp(forward, lambda gradient, cotangent: (cotangent[0] * gradient, None))
