@@ -14,11 +14,11 @@ Span = tuple[float, float]  # (begin, end), ns
 
 
 def profile_ms(call: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of a call in which a product is under way, only something else, or neither.
+    """Milliseconds from a call's first operation to its last, by what is under way.
 
-    What XLA's library computes with a product (exponentials of its result, sums) counts as it, and
-    so do that library's sums alone. "untraced" is between operations, and the products that the
-    profiler does not follow: those of transposed factors.
+    A product; only something else; or neither, "untraced": between operations, and in products that
+    the profiler does not follow, those of transposed factors. What XLA's library computes with a
+    product (exponentials of its result, sums) counts as it, and so do that library's sums alone.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -37,7 +37,7 @@ class TorchOTSeg:
         return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], eps)
 
     def split(self, x: Tensor, name: str) -> Tensor:
-        """Query, key and value of this block's attention, f32[3, b, heads, t, c]."""
+        """Query, key and value of this block's attention, [3, b, heads, t, c]."""
         w, bias = (self.w[f"{name}.attn.in_proj_{kind}"] for kind in ("weight", "bias"))
         x = F.linear(x, w, bias)
         return rearrange(x, "b t (qkv heads c) -> qkv b heads t c", qkv=3, heads=self.heads)
@@ -137,7 +137,7 @@ class TorchOTSeg:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, f32[b, t, heads·c]."""
+    """Softmax attention, [b, t, heads·c]."""
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads t c -> b t (heads c)")
 
 

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import x64
 
-from experiments import ablations, benchmark_mps, grid, table1, timeline
+from experiments import ablations, benchmark_mps, grid, table1
 from experiments.grid import Cell
 from otseg_jax.ot.sinkhorn import solve
 
@@ -223,7 +222,7 @@ def test_the_readme_holds_what_another_cpu_took():
     def span(sizes, work, batch=1):
         """Of the ratios, in both types."""
         ratios = [
-            row["ratio"]
+            row["torch"]["quartiles_s"][1] / row["ours"]["quartiles_s"][1]
             for case, row in found.items()
             if case[0] in sizes and case[1:3] == (work, batch)
         ]
@@ -236,7 +235,7 @@ def test_the_readme_holds_what_another_cpu_took():
         f"one image is {span(('VOC', 'COCO'), 'forward')} as fast as PyTorch, of four at once "
         f"{span(('VOC', 'COCO'), 'forward', 4)}, a photo to label map "
         f"{span(('VOC',), 'evaluate')}, a VOC training step "
-        f"{span(('VOC',), 'step')} (with `remat` {remat['ratio']:.1f}, in "
+        f"{span(('VOC',), 'step')} (with `remat` {remat['ratio']:.2f}, in "
         f"{remat['ours']['peak_again_gb']:.2f} GB where PyTorch takes "
         f"{remat['torch']['peak_gb']:.2f}), a COCO training step {span(('COCO',), 'step')}"
     ) in readme
@@ -258,21 +257,8 @@ def test_the_readme_holds_what_another_cpu_took():
     )
     assert (
         f"under way for {forward['products']} of that forward pass and {step['products']} of that "
-        f"step; {step['else']} of the step is all else"
+        f"step; {step['else']} of the step is all else, and {step['untraced']} is not traced"
     ) in readme
-
-
-def test_a_timeline_knows_products_from_all_else():
-    assert timeline.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
-    x = jnp.ones((1024, 1024))
-    compiled = {
-        name: jax.jit(function).lower(x).compile()
-        for name, function in (("products", lambda x: x @ x), ("else", lambda x: jnp.exp(x) + 1))
-    }
-    for name, program in compiled.items():
-        found = timeline.profile_ms(lambda program=program: program(x))
-        assert set(found) == {"products", "else", "untraced"}
-        assert found[name] > 0.9 * sum(found.values()) - found["untraced"] > 0
 
 
 def test_the_readme_holds_what_bounds_a_block():

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int32
 Maps: TypeAlias = Mapping[str, Float[Array, "b k h w"]]
 Mixture: TypeAlias = Mapping[str, float | Float[Array, ""]]
 """Map name → weight. Upsampling is linear: mixing before it is exact."""
+Best: TypeAlias = tuple[Float[Array, "b H W"], Int32[Array, "b H W"]]
+"""Of every pixel: the largest logit so far, and its class."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +59,20 @@ def upsampled_argmax(
     One class at a time: all of them at the size of a photo would fill the memory.
     """
 
-    def compare(best, entry):
+    def one_more(best, entry):
         k, z = entry
-        return larger(best, k, upsample(z[:, None], size)[:, 0]), None
+        return compare(best, upsample(z[:, None], size)[:, 0], k), None
 
     classes = (jnp.arange(logits.shape[1], dtype=jnp.int32), jnp.moveaxis(logits, 1, 0))
-    (_, index), _ = jax.lax.scan(compare, smallest((len(logits), *size), logits.dtype), classes)
+    (_, index), _ = jax.lax.scan(one_more, nothing((len(logits), *size), logits.dtype), classes)
     return index
 
 
-Best: TypeAlias = tuple[Float[Array, "b H W"], Int32[Array, "b H W"]]  # logits and their classes
-
-
-def smallest(shape: tuple[int, int, int], dtype: DTypeLike) -> Best:
-    """What the logits of a first class are compared with."""
+def nothing(shape: tuple[int, int, int], dtype: DTypeLike) -> Best:
+    """Before any class: what the logits of a first one are compared with."""
     return jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, jnp.int32)
 
 
-def larger(best: Best, k: Int32[Array, ""], logits: Float[Array, "b H W"]) -> Best:
-    """The larger of the best so far and the logits of class k; of equals the first."""
+def compare(best: Best, logits: Float[Array, "b H W"], k: Int32[Array, ""]) -> Best:
+    """Go on with the logits of class k; of equals the first wins."""
     return jnp.maximum(best[0], logits), jnp.where(logits > best[0], k, best[1])

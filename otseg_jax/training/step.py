@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from otseg_jax.data import regimes
 from otseg_jax.models import pixels
-from otseg_jax.models.outputs import Maps, Mixture, Outputs, larger, smallest, upsample
+from otseg_jax.models.outputs import Maps, Mixture, Outputs, compare, nothing, upsample
 from otseg_jax.training import losses, memory, pseudo_labels
 
 Scalars = dict[str, Float[Array, ""]]
@@ -93,10 +93,10 @@ def _map_losses(
             # image by image, or devices would wait for one another after every class
             of_images = jax.vmap(jax.value_and_grad(of_image, has_aux=True))
             (loss, (terms, pairs, logits)), gradient = of_images(z, target - k)
-            return larger(best, k, logits), ((loss, terms, pairs), gradient)
+            return compare(best, logits, k), ((loss, terms, pairs), gradient)
 
         classes = (jnp.arange(z.shape[1], dtype=jnp.int32), jnp.moveaxis(z, 1, 0))
-        start = smallest(target.shape, z.dtype)
+        start = nothing(target.shape, z.dtype)
         (_, guess), (values, gradient) = jax.lax.scan(of_class, start, classes)
         loss, terms, pairs = jax.tree.map(jnp.sum, values)
         accuracy = losses.pixel_accuracy(guess, target)
