@@ -7,7 +7,7 @@ import pytest
 from jax import export
 from oracles import x64
 
-from otseg_jax.models.attention import attention
+from otseg_jax.models.attention import at_once, attention
 
 
 def heads(t, *, seed=0, scale=1.0, count=3, batch=2, channels=8, dtype=jnp.float32):
@@ -82,3 +82,21 @@ def test_no_more_than_a_few_heads_of_weights_are_held():
 def test_it_lowers_for_accelerators(platform):
     *inputs, _ = heads(16)
     assert export.export(jax.jit(attention), platforms=[platform])(*inputs).platforms == (platform,)
+
+
+def test_all_heads_at_once_keep_no_weights():
+    """As an accelerator takes them: of four more layers less is held than two of them would keep."""
+    t, count = 200, 4
+    query, key, value, weight = heads(t, count=count, batch=1)
+
+    def planned(layers):
+        def loss(*qkv):
+            x, key, value = qkv
+            for _ in range(layers):
+                x = at_once(x, key, value, causal=False, dtype=jnp.float32)
+            return jnp.sum(x * weight)
+
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+        return run.lower(query, key, value).compile().memory_analysis().temp_size_in_bytes
+
+    assert planned(6) - planned(2) < 2 * 4 * count * t * t

@@ -61,10 +61,17 @@ def test_the_kernel_of_a_gpu_is_attention(t, causal, unseeing):
     compare(kernels.cudnn, arrays, causal)
 
 
+ON_CPU = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="of a CPU, and of the four virtual devices it can be"
+)
+
+
+@ON_CPU
 def test_a_cpu_has_none_of_them():
     assert kernels.attention(jnp.zeros((1, 1035, 12, 64)), causal=False) == {}
 
 
+@ON_CPU
 def test_a_tpu_has_its_kernel_where_its_arrays_are_whole(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     query, spec = jnp.zeros((4, 600, 2, 64)), PartitionSpec("data")

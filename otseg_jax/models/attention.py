@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from otseg_jax.models import kernels
 from otseg_jax.models.kernels import Heads, Seen
 from otseg_jax.models.linear import precision, storage
+from otseg_jax.models.recompute import anew
 
 
 def attention(
@@ -85,7 +86,7 @@ def _forward(query, key, value, causal, dtype):
 
 def _backward(causal, dtype, saved, gradient):
     query, key, value, mixed, normalizer = saved
-    weights = jnp.exp(_logits(query, key, causal, dtype) - normalizer)
+    weights = jnp.exp(_logits(anew(query, gradient), key, causal, dtype) - normalizer)
     # of softmax: w ⊙ (dw − Σ w·dw), and Σ w·dw = Σ mixed·gradient
     inner = jnp.sum(mixed * gradient, axis=-1, keepdims=True)
     d_logits = weights * (_product(gradient, value.mT, dtype) - inner) * query.shape[-1] ** -0.5

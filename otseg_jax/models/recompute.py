@@ -29,11 +29,17 @@ def recomputed(
 
     def backward(saved: Any, gradient: Array) -> Any:
         state, x, *others = saved
-        # `jax.checkpoint` does not help on a CPU: XLA drops its barrier and keeps what is computed
-        # already. A 0 that depends on the gradient makes it another computation.
-        zero = (jnp.abs(gradient) > 1e30).astype(x.dtype)
-        return jax.vjp(run, state, x + zero, *others)[1](gradient)
+        return jax.vjp(run, state, anew(x, gradient), *others)[1](gradient)
 
     kept = jax.custom_vjp(run)
     kept.defvjp(forward, backward)
     return kept(state, x, *others)
+
+
+def anew(x: Float[Array, "*shape"], gradient: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x, but to XLA a value of its own: what the backward pass makes of it is computed again.
+
+    Else XLA finds that it was computed already, and keeps it. `jax.checkpoint` does not help on a
+    CPU, where XLA drops its barrier. Here a 0 is added that depends on the gradient.
+    """
+    return x + (jnp.abs(gradient) > 1e30).astype(x.dtype)
