@@ -85,7 +85,7 @@ def test_it_lowers_for_accelerators(platform):
 
 
 def test_all_heads_at_once_keep_no_weights():
-    """As an accelerator takes them: of four more layers less is held than two of them would keep."""
+    """As an accelerator takes them: four more layers hold less than two of them would keep."""
     t, count = 200, 4
     query, key, value, weight = heads(t, count=count, batch=1)
 

@@ -117,9 +117,7 @@ def _predicted(
 
     def flush(shape: tuple[int, ...]) -> None:
         entries = waiting.pop(shape)
-        batch = np.zeros((how.batch_size, *shape), entries[0][2].dtype)
-        batch[: len(entries)] = [image for *_, image in entries]
-        logits = predict(batch)
+        logits = predict(sliding.filled([image for *_, image in entries], how.batch_size))
         for row, (photo, place, _) in enumerate(entries):
             photo.windows[place] = Window(logits, row)
 
