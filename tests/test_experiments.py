@@ -1,12 +1,13 @@
 """The experiments on shapes: cells that are run once, and figures that are what the runs gave."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import x64
+from oracles import torch, x64
 
 from experiments import ablations, benchmark_mps, grid, table1
 from experiments.grid import Cell
@@ -175,6 +176,23 @@ def test_the_readme_holds_what_an_h200_took():
     updates = clip["scan"]["updates"]
     told = f"ott-jax takes {ott:.1f} ms and a plain scan of the {updates} updates that they need"
     assert f"{told} {scan:.2f}" in readme
+
+
+def test_every_case_of_a_gpu_can_be_built(monkeypatch):
+    """A small tower in each type of products that it times."""
+    assert torch.tensor  # or the test is skipped: the script imports it
+    from experiments import benchmark_model
+
+    monkeypatch.setattr(benchmark_model, "BACKEND", "gpu")
+    small = replace(benchmark_model.VISION, image_size=32, width=24, layers=2, mlp_width=48)
+    monkeypatch.setattr(benchmark_model, "VISION", small)
+    found = {}
+    for case in benchmark_model.cases():
+        if case.sizes != "tower" and case.dtype not in found:
+            _, _, frozen = benchmark_model.model(case)
+            found[case.dtype] = frozen["vision"]["blocks"][0]["mlp"]["up"]["kernel"][...].dtype
+    stored = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "tensorfloat32": jnp.float32}
+    assert found == stored
 
 
 def test_no_failure_that_was_tried_lost_a_planned_save():
