@@ -47,6 +47,16 @@ def asked():
     return Words.of_classes(tiny.text("transductive"), OFFSET)
 
 
+def test_a_model_is_hashed_once_and_one_alike_compiles_nothing(monkeypatch):
+    predict, image = make_predict(), np.asarray(tiny.image())
+    predict(image)
+    programs = [function._cache_size() for function in (sliding._embed, sliding._match)]
+    make_predict()(image)
+    assert [function._cache_size() for function in (sliding._embed, sliding._match)] == programs
+    monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda _: pytest.fail("hashed again"))
+    predict(image)
+
+
 @pytest.mark.parametrize(
     ("regime", "offset"), [("inductive", OFFSET), ("transductive", 0 * OFFSET)]
 )
