@@ -6,19 +6,20 @@ r"""The whole model against plain PyTorch on this machine: benchmark_model.json 
 On a GPU or TPU the files bear its name (benchmark_model_nvidia_h100_80gb_hbm3.json) and batches are
 larger. The operations of matrix products a second are told beside the device's best: on a CPU those
 of one large product alone, in the same process, by the faster of both libraries. A share near 1
-leaves nothing to gain; with bfloat16 a CPU's attention and the decoder stay in float32. What keeps
-ours from it on a CPU is in `profile_ms`, of the shortest of three more calls (`timeline.py`).
+leaves nothing to gain; with bfloat16 the decoder stays in float32. What keeps ours from it on a CPU
+is in `profile_ms`, of the shortest of three more calls (`timeline.py`).
 
-The rival is the same network in `torch_model.py`, with the same weights. Logits, and the loss of a
-step without dropout, must agree before anything is timed; the tower alone is timed against
-`transformers`. As its authors' program does, the rival puts visual prompts through the blocks,
-which is not in the operations that are told, and computes queries that nothing reads after the
-last layer. Ours and theirs take turns in one process, each case in its own; figures are medians
-with quartiles. Peak memory on a CPU is that of a further process, which has read the weights from a
-file; its library is in it, and what both begin with (the imports of this script) is taken off.
-Compiling is in ours, as in a first run; a training step is started again and finds its program in
-the cache, as every later run does (`peak_again_gb`, which the table shows). On a GPU it is what
-torch's allocator held at most, and of ours what the compiler planned. On a TPU there is no rival.
+The rival is the same network in `torch_model.py`, with the same weights; for bfloat16 both store
+the tower's matrices in it. Logits, and the loss of a step without dropout, must agree before
+anything is timed; the tower alone is timed against `transformers`. As its authors' program does,
+the rival puts visual prompts through the blocks, which is not in the operations that are told, and
+computes queries that nothing reads after the last layer. Ours and theirs take turns in one process,
+each case in its own; figures are medians with quartiles. Peak memory on a CPU is that of a further
+process, which has read the weights from a file; its library is in it, and what both begin with (the
+imports of this script) is taken off. Compiling is in ours, as in a first run; a training step is
+started again and finds its program in the cache, as every later run does (`peak_again_gb`, which
+the table shows). On a GPU it is what torch's allocator held at most, and of ours what the compiler
+planned. On a TPU there is no rival.
 Similarities are CLIP-like: a class's prompts lie close together. A step with "remat" computes the
 tower's activations again in the backward pass.
 """
@@ -58,6 +59,7 @@ from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.words import Words
+from otseg_jax.models import linear
 from otseg_jax.models.clip import VisionConfig, VisionTower
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
 from otseg_jax.models.outputs import Outputs
@@ -208,7 +210,9 @@ def ours(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
         def make() -> VisionTower:
             return VisionTower(VISION, dtype=case.dtype, rngs=nnx.Rngs(0))
 
-        graphdef, state = nnx.split(names.build(make, stored) if stored else make())
+        tower = names.build(make, stored) if stored else make()
+        linear.narrow(tower)
+        graphdef, state = nnx.split(tower)
         return compiled(lambda state, image: nnx.merge(graphdef, state).encode(image), state, image)
     graphdef, trainable, frozen = model(case, stored)
     if case.work == "forward":
@@ -280,11 +284,13 @@ def theirs(case: Case, stored: dict[str, np.ndarray] | None = None) -> Work:
     if case.sizes == "tower":
         sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
         config = CLIPVisionConfig(image_size=512, patch_size=16, num_hidden_layers=12, **sizes)
-        tower = CLIPVisionModel(config).eval()
+        tower, narrow = CLIPVisionModel(config).eval(), case.dtype == "bfloat16"
+        for layer in tower.modules():
+            if narrow and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                layer.to(torch.bfloat16)
 
         @torch.inference_mode()
         def encode() -> Any:
-            narrow = case.dtype == "bfloat16"
             with torch.autocast(picture.device.type, torch.bfloat16, enabled=narrow):
                 return tower(picture)[0]
 

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEARNS = ("backbone.prompt", "backbone.deep_prompt", "decode_head.")
+TOWER = ("backbone.transformer.", "backbone.conv1.")  # what runs in its blocks, frozen
 
 
 class TorchOTSeg:
-    """Forward pass and loss; `narrow` runs the frozen tower under bfloat16 autocast."""
+    """Forward pass and loss.
+
+    `narrow` runs the frozen tower under bfloat16 autocast, its matrices cast once.
+    """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], *, heads: int, narrow: bool):
         self.heads, self.narrow = heads, narrow
@@ -25,6 +29,9 @@ class TorchOTSeg:
             name: torch.tensor(array).requires_grad_(name.startswith(LEARNS))
             for name, array in arrays.items()
         }
+        for name, weight in self.w.items():
+            if narrow and name.startswith(TOWER) and weight.ndim > 1:
+                self.w[name] = weight.to(torch.bfloat16)
         count = {name.split(".")[3] for name in arrays if name.startswith("backbone.transformer")}
         self.blocks, self.layers = len(count), 3
 

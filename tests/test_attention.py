@@ -1,5 +1,7 @@
 """Attention: against the formula in float64, forward and backward; what it holds in memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,25 +56,62 @@ def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal, 
         np.testing.assert_allclose(one, other, atol=2 * error * max(1, np.abs(other).max()), rtol=0)
 
 
+@pytest.mark.parametrize(("t", "causal"), [(1, False), (36, True), (37, True), (37, False)])
+@pytest.mark.parametrize("way", [attention, at_once])
+def test_bfloat16_changes_no_more_than_its_rounding(way, t, causal):
+    """Against the formula of factors that are bfloat16 already; of 16 channels √c is exact."""
+    *inputs, weight = heads(t, channels=16, dtype=jnp.bfloat16).astype(np.float32)
+
+    def loss(attend, *qkv):
+        return jnp.sum(attend(*qkv) * weight)
+
+    def ours(*qkv):
+        return way(*qkv, causal=causal, dtype=jnp.bfloat16)
+
+    def wanted(*qkv):
+        return by_formula(*qkv, causal)
+
+    with x64():
+        exact = [np.asarray(x, np.float64) for x in inputs]
+        expected = np.asarray(wanted(*exact))
+        gradients = jax.grad(lambda *qkv: loss(wanted, *qkv), argnums=(0, 1, 2))(*exact)
+    found = jax.jit(ours)(*inputs)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2**-8 * np.abs(inputs[2]).max())
+    found = jax.jit(jax.grad(lambda *qkv: loss(ours, *qkv), argnums=(0, 1, 2)))(*inputs)
+    for one, other in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=2**-7 * np.abs(other).max() + 1e-6)
+
+
+def test_rounded_weights_still_sum_to_one():
+    query, key, value, _ = heads(37)
+    mixed = jax.jit(partial(attention, dtype=jnp.bfloat16))(query, key, np.ones_like(value))
+    np.testing.assert_allclose(mixed, 1, atol=1e-6)
+
+
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 ON_CPU = jax.default_backend() == "cpu"
 
 
 @pytest.mark.skipif(not ON_CPU, reason="the libraries of a GPU choose a kernel by the batch")
-def test_an_item_has_the_same_bits_in_any_batch():
+@DTYPES
+def test_an_item_has_the_same_bits_in_any_batch(dtype):
     *inputs, _ = heads(65, batch=3)
-    whole = jax.jit(attention)(*inputs)
-    alone = jax.jit(attention)(*(x[1:2] for x in inputs))
+    attend = jax.jit(partial(attention, dtype=dtype))
+    whole = attend(*inputs)
+    alone = attend(*(x[1:2] for x in inputs))
     np.testing.assert_array_equal(whole[1:2], alone)
 
 
 @pytest.mark.skipif(not ON_CPU, reason="an accelerator takes all heads of a layer at once")
-def test_no_more_than_a_few_heads_of_weights_are_held():
+@DTYPES
+def test_no_more_than_a_few_heads_of_weights_are_held(dtype):
     """12 heads of 400 × 400 would be 7.7 MB; forward and backward hold less than half of it."""
     t, count = 400, 12
     *inputs, weight = heads(t, count=count, batch=1)
 
     def loss(*qkv):
-        return jnp.sum(attention(*qkv) * weight)
+        return jnp.sum(attention(*qkv, dtype=dtype) * weight)
 
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * count * t * t / 2
