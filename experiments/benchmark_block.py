@@ -89,12 +89,15 @@ def theirs(rival: TorchOTSeg, x: jax.Array, prompts: jax.Array, dtype: str) -> d
     """The same of PyTorch, its products under autocast."""
     tokens = torch.tensor(np.asarray(jnp.concatenate([x[:, :1], prompts, x[:, 1:]], axis=1)))
     name = "backbone.transformer.resblocks.0"
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with cast:
+        heads = rival.split(tokens, name)
     runs: dict[str, tuple[Callable[..., Any], Sequence[Tensor]]] = {
         "q, k, v, out": (
             lambda x: (rival.split(x, name), rival.linear(x, f"{name}.attn.out_proj")),
             (tokens,),
         ),
-        "attention": (attend, rival.split(tokens, name)),
+        "attention": (attend, heads),
         "MLP": (lambda x: rival.mlp(x, name), (tokens,)),
         "LayerNorms": (
             lambda x: (rival.norm(x, f"{name}.ln_1"), rival.norm(x, f"{name}.ln_2")),
@@ -102,7 +105,6 @@ def theirs(rival: TorchOTSeg, x: jax.Array, prompts: jax.Array, dtype: str) -> d
         ),
         "whole block": (lambda x: rival.block(x, name), (tokens,)),
     }
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
 
     def part(run: Callable[..., Any], arrays: Sequence[Tensor]) -> Part:
         @torch.inference_mode()
