@@ -164,7 +164,7 @@ def _backward(causal, dtype, each, saved, gradient):
         )
 
     # of softmax: w ⊙ (dw − Σ w·dw), and Σ w·dw = Σ mixed·gradient
-    inner = jnp.sum(mixed * gradient, axis=-1, keepdims=True)
+    inner = jnp.vecdot(mixed, gradient, precision=jax.lax.Precision.HIGHEST)[..., None]
     query = anew(query, gradient)
     factors = query, query.mT, key, key.mT, value, gradient, gradient.mT
     d_query, d_key, d_value = each(head, [*_narrow(dtype, *factors), normalizer.mT, inner.mT])
