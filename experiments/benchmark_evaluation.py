@@ -43,13 +43,15 @@ from otseg_jax.models.otseg import OTSegConfig
 from otseg_jax.settings import Settings
 
 
-def examples(options: Settings, split: Split, photos: int) -> Iterator[Mapping[str, Any]]:
+def examples(
+    options: Settings, split: Split, photos: int, how: Inference
+) -> Iterator[Mapping[str, Any]]:
     """As `report.evaluate_split` reads them."""
     shown, data = options.eval, options.data
     look = partial(transforms.views, scales=shown.scales, flip=shown.flip, scale=shown.scale)
     found = pipeline.eval_examples(
         split,
-        lambda example: {**example, "views": look(example["image"])},
+        lambda example: stream.cut(example, look(example["image"]), how),
         threads=data.threads,
         buffer=data.buffer,
     )
@@ -109,7 +111,7 @@ def main() -> None:
     def read() -> float:
         nonlocal windows
         began = time.perf_counter()
-        windows = sum(len(sliding.cut(x["views"], how)) for x in examples(options, split, photos))
+        windows = sum(len(x["windows"]) for x in examples(options, split, photos, how))
         return photos / (time.perf_counter() - began)
 
     def alone() -> float:
@@ -123,7 +125,7 @@ def main() -> None:
     def whole() -> float:
         tally = Tally(vocabulary, [*how.method.outputs().mixtures], labelled=labelled)
         began, own = time.perf_counter(), time.thread_time()
-        given = examples(options, split, photos)
+        given = examples(options, split, photos, how)
         stream.evaluate(predict, given, asked, how, tally, total=photos)
         host.append(photos / (time.thread_time() - own))
         return photos / (time.perf_counter() - began)

@@ -103,13 +103,14 @@ def test_what_one_process_refuses_ends_all_of_them(tmp_path):
 
 
 RUN = """
-import sys, json, small
+import faulthandler, json, signal, small, sys
 from otseg_jax import buckets, cli, processes
 from otseg_jax.evaluation import report
 from otseg_jax.training import loop
 
 workdir, mode, fields, port, count, index = *sys.argv[1:4], *map(int, sys.argv[4:])
 buckets.WAITS = (0.01,) * 4
+faulthandler.register(signal.SIGUSR1)
 
 
 def work():
@@ -156,9 +157,17 @@ def start(workdir, count, mode="train", home=NOWHERE, **fields):
     ]
 
 
-def end(started):
-    """What the processes said, on stderr."""
-    return [process.communicate(timeout=300)[1] for process in started]
+def end(started, seconds=300):
+    """What the processes said, on stderr; those that do not end say where they are, and are killed."""
+    try:
+        return [process.communicate(timeout=seconds)[1] for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        for process in started:
+            process.kill()
+        pytest.fail("\n".join(process.communicate()[1] for process in started))
 
 
 def trained(workdir):

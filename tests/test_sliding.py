@@ -88,11 +88,9 @@ def test_sliding_windows_equal_the_authors():
 def examples(sizes):
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(sizes):
-        yield {
-            "views": [View(rng.normal(size=(height, width, 3)).astype(np.float32))],
-            "label": rng.integers(0, 7, (2 * height, 2 * width)).astype(np.int16),
-            "name": str(number),
-        }
+        views = [View(rng.normal(size=(height, width, 3)).astype(np.float32))]
+        label = rng.integers(0, 7, (2 * height, 2 * width)).astype(np.int16)
+        yield stream.cut({"label": label, "name": str(number)}, views, HOW)
 
 
 def test_photos_of_any_size_share_batches():

@@ -1,11 +1,11 @@
 """A split on its way through: photos are read, cut, predicted, stitched and counted side by side.
 
-Windows of several photos share a batch. While the device works on one, the host reads and cuts
-what comes next; nothing is waited for until the pixels of a photo are counted.
+Windows of several photos share a batch. While the device works on one, the host's readers read and
+cut what comes next; nothing is waited for until the pixels of a photo are counted.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 from tqdm import tqdm
 
+from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, sliding
 from otseg_jax.evaluation.counting import Counts
 from otseg_jax.evaluation.inference import Inference
@@ -59,6 +60,11 @@ class _Maps(Mapping[str, np.ndarray]):
         return len(self._photo.counts)
 
 
+def cut(example: Mapping[str, Any], views: Sequence[View], how: Inference) -> dict[str, Any]:
+    """An example with views of its photo and their windows: for the threads that read."""
+    return {**example, "views": views, "windows": sliding.cut(views, how)}
+
+
 def evaluate(
     predict: Predict,
     examples: Iterator[Mapping[str, Any]],
@@ -72,7 +78,7 @@ def evaluate(
     """Segment every example and count how that compares with its label.
 
     Args:
-        examples: {"views": of the photo, "label": i16[H, W], "name": str}.
+        examples: as of `cut`, {"label": i16[H, W], "name": str} in them.
         asked: the words of the classes that are counted.
         total: number of examples, for the progress bar.
         on_photo: called with (number, example, {output: label map i32[H, W]}) for each photo; a
@@ -126,7 +132,7 @@ def _predicted(
             yield photos.popleft()
 
     for number, example in enumerate(examples):
-        parts = sliding.cut(example["views"], how)
+        parts = example["windows"]
         photos.append(_Photo(number, example, [None] * len(parts)))
         for place, image in enumerate(parts):
             alike = waiting.setdefault(image.shape, [])
