@@ -158,7 +158,7 @@ def start(workdir, count, mode="train", home=NOWHERE, **fields):
 
 
 def end(started, seconds=300):
-    """What the processes said, on stderr; those that do not end say where they are, and are killed."""
+    """What the processes said, on stderr; what does not end says where it is, and is killed."""
     try:
         return [process.communicate(timeout=seconds)[1] for process in started]
     except subprocess.TimeoutExpired:
