@@ -27,6 +27,23 @@ def by_formula(query, key, value, causal):
     return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits, axis=-1), value)
 
 
+def loss(attend, weight, *qkv):
+    return jnp.sum(attend(*qkv) * weight)
+
+
+def exact(inputs, weight, causal):
+    """The result of the formula in float64, and its gradients."""
+    attend = partial(by_formula, causal=causal)
+    with x64():
+        double = [np.asarray(x, np.float64) for x in inputs]
+        gradients = jax.grad(partial(loss, attend, weight), argnums=(0, 1, 2))(*double)
+        return np.asarray(attend(*double)), gradients
+
+
+def gradients_of(attend, inputs, weight):
+    return jax.jit(jax.grad(partial(loss, attend, weight), argnums=(0, 1, 2)))(*inputs)
+
+
 @pytest.mark.parametrize(("causal", "more"), [(False, 0), (True, 0), (False, 5)])
 # logits of 1e4 have themselves an error of 1e-3 in float32
 @pytest.mark.parametrize(
@@ -36,23 +53,10 @@ def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal, 
     """Also where more tokens are looked at than look."""
     query, *seen, weight = heads(t + more, scale=scale)
     inputs, weight = [query[:, :t], *seen], weight[:, :t]
-
-    def loss(attend, *qkv):
-        return jnp.sum(attend(*qkv) * weight)
-
-    def ours(*qkv):
-        return attention(*qkv, causal=causal)
-
-    def wanted(*qkv):
-        return by_formula(*qkv, causal)
-
-    with x64():
-        exact = [np.asarray(x, np.float64) for x in inputs]
-        expected = np.asarray(wanted(*exact))
-        gradients = jax.grad(lambda *qkv: loss(wanted, *qkv), argnums=(0, 1, 2))(*exact)
-    np.testing.assert_allclose(jax.jit(ours)(*inputs), expected, atol=error, rtol=0)
-    found = jax.jit(jax.grad(lambda *qkv: loss(ours, *qkv), argnums=(0, 1, 2)))(*inputs)
-    for one, other in zip(found, gradients, strict=True):
+    attend = partial(attention, causal=causal)
+    expected, gradients = exact(inputs, weight, causal)
+    np.testing.assert_allclose(jax.jit(attend)(*inputs), expected, atol=error, rtol=0)
+    for one, other in zip(gradients_of(attend, inputs, weight), gradients, strict=True):
         np.testing.assert_allclose(one, other, atol=2 * error * max(1, np.abs(other).max()), rtol=0)
 
 
@@ -61,26 +65,13 @@ def test_forward_and_backward_are_those_of_the_formula(t, scale, error, causal, 
 def test_bfloat16_changes_no_more_than_its_rounding(way, t, causal):
     """Against the formula of factors that are bfloat16 already; of 16 channels √c is exact."""
     *inputs, weight = heads(t, channels=16, dtype=jnp.bfloat16).astype(np.float32)
-
-    def loss(attend, *qkv):
-        return jnp.sum(attend(*qkv) * weight)
-
-    def ours(*qkv):
-        return way(*qkv, causal=causal, dtype=jnp.bfloat16)
-
-    def wanted(*qkv):
-        return by_formula(*qkv, causal)
-
-    with x64():
-        exact = [np.asarray(x, np.float64) for x in inputs]
-        expected = np.asarray(wanted(*exact))
-        gradients = jax.grad(lambda *qkv: loss(wanted, *qkv), argnums=(0, 1, 2))(*exact)
-    found = jax.jit(ours)(*inputs)
+    attend = partial(way, causal=causal, dtype=jnp.bfloat16)
+    expected, gradients = exact(inputs, weight, causal)
+    found = jax.jit(attend)(*inputs)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, atol=2**-8 * np.abs(inputs[2]).max())
-    found = jax.jit(jax.grad(lambda *qkv: loss(ours, *qkv), argnums=(0, 1, 2)))(*inputs)
-    for one, other in zip(found, gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=2**-7 * np.abs(other).max() + 1e-6)
+    np.testing.assert_allclose(found, expected, atol=2**-8 * np.abs(inputs[2]).max(), rtol=0)
+    for one, other in zip(gradients_of(attend, inputs, weight), gradients, strict=True):
+        np.testing.assert_allclose(one, other, atol=2**-7 * np.abs(other).max() + 1e-6, rtol=0)
 
 
 def test_rounded_weights_still_sum_to_one():

@@ -157,10 +157,10 @@ def start(workdir, count, mode="train", home=NOWHERE, **fields):
     ]
 
 
-def end(started, seconds=300):
+def end(started):
     """What the processes said, on stderr; what does not end says where it is, and is killed."""
     try:
-        return [process.communicate(timeout=seconds)[1] for process in started]
+        return [process.communicate(timeout=300)[1] for process in started]
     except subprocess.TimeoutExpired:
         for process in started:
             process.send_signal(signal.SIGUSR1)
