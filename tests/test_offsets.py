@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otseg_jax.data.classes import IGNORE, Vocabulary
-from otseg_jax.evaluation import metrics, offsets
+from otseg_jax.evaluation import counting, metrics, offsets
 from otseg_jax.evaluation.counting import count
 from otseg_jax.evaluation.offsets import Sweep
 from otseg_jax.evaluation.tally import Tally
@@ -60,12 +60,15 @@ def test_a_tally_counts_as_the_metrics_do(classes):
     labels = rng.integers(0, classes, shape).astype(np.int32)
     tally = Tally(Vocabulary(tuple(f"c{k}" for k in range(classes))), ["one"])
     tally.name("a photo")
-    tally.add(0, truth, tally.count(truth, {"one": Best(None, labels, None, None)}))
+    canvas = counting.canvas(truth, classes=classes)
+    spare = [(0, more - side) for more, side in zip(canvas.shape, shape, strict=True)]
+    best = {"one": Best(None, np.pad(labels, spare), None, None)}
+    tally.add(0, truth, tally.count(canvas, best))
     found = tally.finished(dataset="", main="one").confusions
     np.testing.assert_array_equal(found.total("one"), metrics.confusion(truth, labels, classes))
     truth[0, 0] = classes
     with pytest.raises(ValueError, match=rf"truth holds \[{classes}\], wanted 0 .. {classes - 1}"):
-        tally.count(truth, {"one": Best(None, labels, None, None)})
+        counting.canvas(truth, classes=classes)
 
 
 def test_area_under_seen_over_unseen():

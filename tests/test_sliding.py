@@ -90,7 +90,7 @@ def examples(sizes):
     for number, (height, width) in enumerate(sizes):
         views = [View(rng.normal(size=(height, width, 3)).astype(np.float32))]
         label = rng.integers(0, 7, (2 * height, 2 * width)).astype(np.int16)
-        yield stream.cut({"label": label, "name": str(number)}, views, HOW)
+        yield stream.cut({"label": label, "name": str(number)}, views, HOW, classes=7)
 
 
 def test_photos_of_any_size_share_batches():

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float32, Int32, Integer
 
 from otseg_jax.data.classes import IGNORE
+from otseg_jax.evaluation import metrics, windows
 from otseg_jax.evaluation.words import Best
 
 MOST = 1 << 20  # pairs of classes up to which all are counted, also those that do not occur
+LANES = 8  # pixels beside one another are counted apart: on a GPU equal ones wait for each other
 
 
 class Swept(NamedTuple):
@@ -20,17 +23,48 @@ class Swept(NamedTuple):
     Rivals are the best class that was trained with labels, and the best of the others.
     """
 
-    right: Integer[Array, "k n"]
-    found: Integer[Array, "k n"]
-    truth: Integer[Array, " k"]  # of each class, at any offset
+    right: Int32[np.ndarray, "k n"]
+    found: Int32[np.ndarray, "k n"]
+    truth: Int32[np.ndarray, " k"]  # of each class, at any offset
 
 
 class Counts(NamedTuple):
-    """Of a photo by one output; still under way."""
+    """Of a photo by one output; still under way until it is asked for."""
 
     label: Int32[Array, "h w"]  # map of the canvas, for who wants to see it
-    confusion: Int32[Array, "k k"] | None  # true class, predicted class; None: more than `MOST`
-    swept: Swept | None  # where an offset is swept
+    table: Int32[Array, "k n"]  # all that follows, side by side: one transfer
+
+    @property
+    def confusion(self) -> Int32[np.ndarray, "k k"] | None:
+        """Pixels by true and predicted class; None where these are more than `MOST` pairs."""
+        pairs = _pairs(len(self.table))
+        return np.asarray(self.table)[:, :pairs] if pairs else None
+
+    @property
+    def swept(self) -> Swept | None:
+        """None where no offset is swept."""
+        rest = np.asarray(self.table)[:, _pairs(len(self.table)) :]
+        if not rest.size:
+            return None
+        right, found = np.split(rest[:, :-1], 2, axis=1)
+        return Swept(right, found, rest[:, -1])
+
+
+def _pairs(classes: int) -> int:
+    """Columns of a table that hold pairs of classes."""
+    return classes if classes**2 <= MOST else 0
+
+
+def canvas(truth: Integer[np.ndarray, "H W"], *, classes: int) -> Integer[np.ndarray, "h w"]:
+    """The label of a photo on the canvas that scores lie on; `IGNORE` fills it up.
+
+    Raises:
+        ValueError: an id that is no class and not `IGNORE`.
+    """
+    metrics.check_ids(truth, classes)
+    found = np.full([windows.bucket(side) for side in truth.shape], IGNORE, truth.dtype)
+    found[: truth.shape[0], : truth.shape[1]] = truth
+    return found
 
 
 @partial(jax.jit, static_argnames="classes")
@@ -59,12 +93,13 @@ def _count(
     best: Best,
 ) -> Counts:
     label = best.label if thresholds is None else _winner(best)
-    swept = None if thresholds is None else _swept(best, truth, thresholds, classes)
-    if classes**2 > MOST:
-        return Counts(label, None, swept)
-    pairs = jnp.where(truth == IGNORE, classes, truth) * classes + label
-    confusion = _histogram(pairs, classes**2).reshape(classes, classes)
-    return Counts(label, confusion, swept)
+    tables = [jnp.zeros((classes, 0), jnp.int32)]
+    if _pairs(classes):
+        pairs = jnp.where(truth == IGNORE, classes, truth) * classes + label
+        tables.append(_histogram(pairs, (classes, classes)))
+    if thresholds is not None:
+        tables += _swept(best, truth, thresholds, classes)
+    return Counts(label, jnp.concatenate(tables, axis=1))
 
 
 def _winner(best: Best) -> Int32[Array, "h w"]:
@@ -75,20 +110,24 @@ def _winner(best: Best) -> Int32[Array, "h w"]:
 
 def _swept(
     best: Best, truth: Int32[Array, "h w"], thresholds: Float32[Array, " n"], classes: int
-) -> Swept:
+) -> list[Int32[Array, "k _"]]:
     lead, last = best.score[0] - best.score[1], len(thresholds)
     wins = jnp.searchsorted(thresholds, lead, method="scan_unrolled").astype(jnp.int32)
     level = (wins < last) & (thresholds[jnp.minimum(wins, last - 1)] == lead)
     wins = jnp.where(level & (best.label[0] < best.label[1]), wins + 1, wins)
     found = jnp.where(truth[None] == IGNORE, classes, best.label) * (last + 1) + wins[None]
     right = jnp.where(best.label == truth[None], found, classes * (last + 1))
-    return Swept(
-        _histogram(right, classes * (last + 1)).reshape(classes, last + 1),
-        _histogram(found, classes * (last + 1)).reshape(classes, last + 1),
-        _histogram(jnp.where(truth == IGNORE, classes, truth), classes),
-    )
+    return [
+        _histogram(right, (classes, last + 1)),
+        _histogram(found, (classes, last + 1)),
+        _histogram(jnp.where(truth == IGNORE, classes, truth), (classes, 1)),
+    ]
 
 
-def _histogram(values: Int32[Array, "..."], length: int) -> Int32[Array, " {length}"]:
-    """How often each of 0 .. length − 1 occurs; what is above is not counted."""
-    return jnp.zeros(length, jnp.int32).at[values].add(1, mode="drop")
+def _histogram(values: Int32[Array, "*g h w"], shape: tuple[int, int]) -> Int32[Array, "k n"]:
+    """How often each place of an array of this shape occurs; what is behind it is not counted."""
+    size = shape[0] * shape[1]
+    begin = jnp.arange(values.shape[-1], dtype=jnp.int32) % LANES * size
+    places = jnp.where(values < size, begin + values, LANES * size)
+    counts = jnp.zeros(LANES * size, jnp.int32).at[places].add(1, mode="drop")
+    return counts.reshape(LANES, *shape).sum(axis=0)

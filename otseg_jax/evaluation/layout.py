@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import separable, windows
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.placed import placed
 from otseg_jax.models.last_block import einsum
 from otseg_jax.models.outputs import upsample
 from otseg_jax.models.training_free import TrainingFreeConfig
@@ -153,12 +154,12 @@ def _canvas(view: View, how: Inference) -> tuple[int, int]:
 
 
 def _grid(count: int, view: View, how: Inference) -> Grid:
-    origins = how.origins(view.size)
-    spare = count - len(origins)
+    origins, found = np.zeros((count, 2), np.int32), how.origins(view.size)
+    origins[: len(found)] = found
     return Grid(
-        origins=np.pad(origins, ((0, spare), (0, 0))),
-        weights=np.pad(np.ones(len(origins), np.float32), (0, spare)),
-        size=np.array(view.size, np.int32),
+        origins=placed(origins),
+        weights=placed((np.arange(count) < len(found)).astype(np.float32)),
+        size=placed(np.array(view.size, np.int32)),
         window=how.window_size(view.size),
         canvas=_canvas(view, how),
         mirrored=view.mirrored,

@@ -72,7 +72,7 @@ class Sweep:
     def add(self, photo: Swept) -> None:
         """Count one more photo."""
         for counts, more in zip((self._right, self._found, self._truth), photo, strict=True):
-            counts += np.asarray(more)
+            counts += more
 
     def joined(self) -> "Sweep":
         """That of the photos of all processes."""

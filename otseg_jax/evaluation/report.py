@@ -252,7 +252,7 @@ def evaluate_split(
     chosen = photos(len(source), images)
     examples = pipeline.eval_examples(
         source,
-        lambda example: stream.cut(example, look(example["image"]), how),
+        lambda example: stream.cut(example, look(example["image"]), how, classes=len(classes)),
         process_count=chosen.step,
         threads=data.threads,
         buffer=data.buffer,

@@ -25,6 +25,7 @@ from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import layout
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import Logits
+from otseg_jax.evaluation.placed import placed
 from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
 
@@ -35,16 +36,21 @@ Predict = Callable[[np.ndarray], dict[str, Array]]
 
 @dataclass(frozen=True)
 class _Structure:
-    """A graphdef whose hash is kept: jit asks for it at each call, and flax goes through it all."""
+    """A model without its arrays. jit asks for its hash at each call, which takes flax long."""
 
     graphdef: Any
+    tree: Any  # of the arrays, trainable and frozen
 
     @cached_property
     def _hash(self) -> int:
-        return hash(self.graphdef)
+        return hash((self.graphdef, self.tree))
 
     def __hash__(self) -> int:
         return self._hash
+
+    def model(self, arrays: list[Array]) -> Any:
+        """With its arrays."""
+        return nnx.merge(self.graphdef, *jax.tree.unflatten(self.tree, arrays))
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -57,17 +63,18 @@ class Runner:
     mesh: Mesh
 
     @cached_property
-    def _structure(self) -> _Structure:
-        return _Structure(self.graphdef)
+    def _parts(self) -> tuple[_Structure, list[Array]]:
+        arrays, tree = jax.tree.flatten((self.trainable, self.frozen))
+        return _Structure(self.graphdef, tree), arrays
 
     def embed(self, batch: Shaped[np.ndarray, "b s t c"], how: Inference) -> Any:
         """What the model makes of windows, split over the `data` axis, before it sees words."""
         # every process holds the whole batch and gives its devices what is theirs
         whose = sharding.by_image(self.mesh)
-        placed = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
-        scale = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+        images = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
+        scale = placed((np.array(how.mean, np.float32), np.array(how.std, np.float32)))
         with jax.set_mesh(self.mesh):
-            return _embed(self._structure, self.trainable, self.frozen, placed, *scale)
+            return _embed(*self._parts, images, *scale)
 
     def match(
         self,
@@ -82,19 +89,14 @@ class Runner:
 
         All of them are on the first device of each process, which stitches its own photos.
         """
-        step = len(text) if how.method.joint else WORDS
+        structure, arrays = self._parts
+        weights = placed(jax.tree.map(np.float32, outputs.mixtures))
+        several = len(text) > WORDS and not how.method.joint
+        words = [text[i : i + WORDS] for i in range(0, len(text), WORDS)] if several else [text]
         with jax.set_mesh(self.mesh):
             found = [
-                _match(
-                    self._structure,
-                    how.rows(height),
-                    self.trainable,
-                    self.frozen,
-                    embedded,
-                    text[start : start + step],
-                    outputs.mixtures,
-                )
-                for start in range(0, len(text), step)
+                _match(structure, how.rows(height), arrays, embedded, some, weights)
+                for some in words
             ]
         first, *others = jax.tree.map(lambda z: z.addressable_data(0), found)
         if not others:
@@ -105,14 +107,14 @@ class Runner:
 
 
 @partial(jax.jit, static_argnums=0, out_shardings=jax.P("data"))
-def _embed(structure, trainable, frozen, batch, mean, std):
+def _embed(structure, arrays, batch, mean, std):
     images = pixels.normalised(batch, mean=mean, std=std)
-    return nnx.merge(structure.graphdef, trainable, frozen).embed(images)
+    return structure.model(arrays).embed(images)
 
 
 @partial(jax.jit, static_argnums=(0, 1), out_shardings=jax.P())
-def _match(structure, rows, trainable, frozen, embedded, text, mixtures):
-    flat = nnx.merge(structure.graphdef, trainable, frozen).match(*embedded, text)
+def _match(structure, rows, arrays, embedded, text, mixtures):
+    flat = structure.model(arrays).match(*embedded, text)
     maps = {name: rearrange(x, "b k (h w) -> b k h w", h=rows) for name, x in flat.items()}
     return {name: mix(maps, mixture) for name, mixture in mixtures.items()}
 
@@ -210,7 +212,7 @@ def _together(found: Sequence[Window], count: int) -> dict[str, Logits]:
     begin = dict(zip(batches, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
     rows = np.zeros(count, np.int32)
     rows[: len(found)] = [begin[id(window.batch)] + window.row for window in found]
-    return _rows(tuple(batches.values()), rows)
+    return _rows(tuple(batches.values()), placed(rows))
 
 
 @jax.jit

@@ -22,6 +22,7 @@ from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import layout, windows, words
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.layout import ByWord, Layout, Logits
+from otseg_jax.evaluation.placed import placed
 from otseg_jax.evaluation.words import Best, Words
 from otseg_jax.models import pamr, pearl, pixels
 from otseg_jax.models.last_block import einsum
@@ -86,12 +87,15 @@ class Stitched:
             sums: also what probabilities are computed from.
         """
         best, banded = None, self.banded and self.guide is None
-        given = self.scale or 1.0, self.layouts, np.array(self.size, np.int32), self.guide
+        scale, end = placed((np.float32(self.scale or 1.0), np.array(self.size, np.int32)))
         how = {"sums": sums, "output": self.output, "banded": banded}
         for part in self.parts(rows=BAND if banded else None):
             if (part.class_of >= 0).any():
                 wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
-                best = _compare(best, self.logits, part, wins, *given, **how)
+                words_of = placed((part, wins))
+                best = _compare(
+                    best, self.logits, *words_of, scale, self.layouts, end, self.guide, **how
+                )
         return best or words.nothing(*self.output, groups=kept.shape[:-1])
 
     def propagated(self, photo: Float[np.ndarray, "3 H W"], grid: int) -> "Stitched":

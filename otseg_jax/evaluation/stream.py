@@ -15,7 +15,7 @@ from jaxtyping import Int32
 from tqdm import tqdm
 
 from otseg_jax.data.transforms import View
-from otseg_jax.evaluation import labelling, sliding
+from otseg_jax.evaluation import counting, labelling, sliding
 from otseg_jax.evaluation.counting import Counts
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.sliding import Predict, Window
@@ -36,11 +36,11 @@ class _Photo:
 
     def count(self, asked: Words, how: Inference, tally: Tally) -> None:
         """Begin to stitch it and to compare it with its label."""
-        views, truth = self.example["views"], self.example["label"]
+        views, size = self.example["views"], self.example["label"].shape
         logits = sliding.by_view([*filter(None, self.windows)], views, how)
         self.windows = []
-        best = labelling.best(logits, views, asked, how, size=truth.shape, groups=tally.labelled)
-        self.counts = tally.count(truth, best)
+        best = labelling.best(logits, views, asked, how, size=size, groups=tally.labelled)
+        self.counts = tally.count(self.example["canvas"], best)
 
 
 class _Maps(Mapping[str, np.ndarray]):
@@ -60,9 +60,16 @@ class _Maps(Mapping[str, np.ndarray]):
         return len(self._photo.counts)
 
 
-def cut(example: Mapping[str, Any], views: Sequence[View], how: Inference) -> dict[str, Any]:
-    """An example with views of its photo and their windows: for the threads that read."""
-    return {**example, "views": views, "windows": sliding.cut(views, how)}
+def cut(
+    example: Mapping[str, Any], views: Sequence[View], how: Inference, *, classes: int
+) -> dict[str, Any]:
+    """An example with all that comes of it before the device: for the threads that read.
+
+    That is views of its photo, their windows, and its label as it is counted (ValueErrors as of
+    `counting.canvas`).
+    """
+    label = counting.canvas(example["label"], classes=classes)
+    return {**example, "views": views, "windows": sliding.cut(views, how), "canvas": label}
 
 
 def evaluate(

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Integer
 
 from otseg_jax import processes
-from otseg_jax.data.classes import IGNORE, Vocabulary
+from otseg_jax.data.classes import Vocabulary
 from otseg_jax.evaluation import metrics
 from otseg_jax.evaluation.confusions import Confusions
 from otseg_jax.evaluation.counting import Counts, count
 from otseg_jax.evaluation.labelling import label_map
 from otseg_jax.evaluation.offsets import Sweep
+from otseg_jax.evaluation.placed import placed
 from otseg_jax.evaluation.words import Best
 
 
@@ -63,21 +63,18 @@ class Tally:
         self._photos.append(photo)
 
     def count(
-        self, truth: Integer[np.ndarray, "H W"], best: Mapping[str, Best]
+        self, canvas: Integer[np.ndarray, "h w"], best: Mapping[str, Best]
     ) -> dict[str, Counts]:
-        """Begin to count a photo by every method; a ValueError where its label holds no class.
+        """Begin to count a photo by every method.
 
         Args:
+            canvas: its label, as of `counting.canvas`.
             best: of all classes, or where an offset is swept, of `labelled` and of the others.
         """
-        classes, shape = len(self._vocabulary), next(iter(best.values())).label.shape[-2:]
-        metrics.check_ids(truth, classes)
-        spare = [(0, more - side) for more, side in zip(shape, truth.shape, strict=True)]
-        canvas = np.pad(truth, spare, constant_values=IGNORE)
         thresholds = next((sweep.thresholds for sweep in self._sweeps.values()), None)  # all alike
-        found = count(best, canvas, thresholds, classes=classes)
+        found = count(best, canvas, placed(thresholds), classes=len(self._vocabulary))
         for counts in found.values():
-            jax.tree.map(lambda x: x.copy_to_host_async(), (counts.confusion, counts.swept))
+            counts.table.copy_to_host_async()
         return found
 
     def add(
@@ -85,15 +82,16 @@ class Tally:
     ) -> None:
         """Take in a photo that was counted."""
         for method, counts in counted.items():
-            if counts.confusion is None:
+            confusion, swept = counts.confusion, counts.swept
+            if confusion is None:
                 label = label_map(counts.label, truth.shape)
                 pairs = metrics.pairs(truth, label, len(self._vocabulary))
             else:
-                pairs = metrics.occurring(np.asarray(counts.confusion))
+                pairs = metrics.occurring(confusion)
             photo = np.full((1, pairs.shape[1]), number, np.int32)
             self._entries[method].append(np.concatenate([photo, pairs]))
-            if counts.swept is not None:
-                self._sweeps[method].add(counts.swept)
+            if swept is not None:
+                self._sweeps[method].add(swept)
 
     def finished(self, *, dataset: str, main: str, unswept: str = "") -> Evaluation:
         """All that all processes counted; arguments as of `Confusions` and `Evaluation`."""
