@@ -88,7 +88,7 @@ def model(options: Settings, dtype: str) -> tuple[Predict, Words, Inference]:
         mean=options.data.mean,
         std=options.data.std,
     )
-    predict = sliding.make_predict(runner, text, outputs=config.outputs(), how=how)
+    predict = sliding.Predict(runner=runner, text=text, outputs=config.outputs(), how=how)
     return predict, Words.of_classes(text, np.zeros(len(text), np.float32)), how
 
 

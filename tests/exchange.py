@@ -53,7 +53,7 @@ def prediction(config: OTSegConfig | TrainingFreeConfig, layers: int) -> dict[st
     plain: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     how = Inference(method=config, patch=8, window=48, stride=48, batch_size=4, **plain)
     runner = sliding.Runner(graphdef=graphdef, trainable={}, frozen=state, mesh=mesh)
-    predict = sliding.make_predict(runner, text, outputs=config.outputs(), how=how)
+    predict = sliding.Predict(runner=runner, text=text, outputs=config.outputs(), how=how)
     client = jax.devices()[0].client
     before = client.live_executables()
     predict(np.zeros((4, 48, 48, 4), np.uint8))

@@ -35,12 +35,12 @@ HOW = Inference(
 )
 
 
-def make_predict(**options):
+def make_predict(kind=sliding.Predict, **options):
     graphdef, trainable, frozen = nnx.split(tiny.otseg(**options), TRAINABLE, ...)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
     text = tiny.text("transductive")
-    return sliding.make_predict(runner, text, outputs=OTSegConfig().outputs(), how=HOW)
+    return kind(runner=runner, text=text, outputs=OTSegConfig().outputs(), how=HOW)
 
 
 def asked():
@@ -97,13 +97,14 @@ def test_photos_of_any_size_share_batches():
     sizes = [(48, 72), (32, 32), (20, 90), (70, 33), (10, 10)]
     predict, found, batches = make_predict(), {}, []
 
-    def counted(batch):
-        batches.append(batch.shape)
-        return predict(batch)
+    class Counted(sliding.Predict):
+        def embed(self, batch):
+            batches.append(batch.shape)
+            return super().embed(batch)
 
     tally = Tally(VOCABULARY, ["otseg", "otseg_plus"])
     stream.evaluate(
-        counted,
+        make_predict(Counted),
         examples(sizes),
         asked(),
         HOW,
@@ -175,12 +176,16 @@ def test_all_words_at_once_find_the_same_labels(groups):
 def test_batches_are_full_where_every_photo_is_one_window():
     batches = []
 
-    def counted(batch):
-        batches.append(np.any(batch, axis=(1, 2, 3)).sum())
-        return {"otseg": jnp.zeros((len(batch), 7, 4, 4))}
+    class Counted(sliding.Predict):
+        def embed(self, batch):
+            batches.append(np.any(batch, axis=(1, 2, 3)).sum())
+            return batch
 
-    tally = Tally(VOCABULARY, ["otseg"])
-    stream.evaluate(counted, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
+        def match(self, batch, *, height):
+            return {"otseg": jnp.zeros((len(batch), 7, height // 8, 4))}
+
+    predict, tally = make_predict(Counted), Tally(VOCABULARY, ["otseg"])
+    stream.evaluate(predict, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
     assert batches == [4] * 5
 
 

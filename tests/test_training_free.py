@@ -197,7 +197,7 @@ def logits(method: str, image_name: str, window: int, stride: int) -> dict[str, 
     runner = sliding.Runner(graphdef=graphdef, trainable=state, frozen={}, mesh=mesh)
     how = replace(inference("naclip_slide"), method=model(method=method).config)
     how = replace(how, window=window, stride=stride)
-    predict = sliding.make_predict(runner, text(), outputs=how.method.outputs(), how=how)
+    predict = sliding.Predict(runner=runner, text=text(), outputs=how.method.outputs(), how=how)
     return jax.device_get(predict(how.cut(np.asarray(image(image_name)[0]))))
 
 

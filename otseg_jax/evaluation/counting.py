@@ -127,7 +127,7 @@ def _swept(
 def _histogram(values: Int32[Array, "*g h w"], shape: tuple[int, int]) -> Int32[Array, "k n"]:
     """How often each place of an array of this shape occurs; what is behind it is not counted."""
     size = shape[0] * shape[1]
-    begin = jnp.arange(values.shape[-1], dtype=jnp.int32) % LANES * size
-    places = jnp.where(values < size, begin + values, LANES * size)
+    lane = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1) % LANES
+    places = jnp.where(values < size, lane * size + values, LANES * size)
     counts = jnp.zeros(LANES * size, jnp.int32).at[places].add(1, mode="drop")
     return counts.reshape(LANES, *shape).sum(axis=0)

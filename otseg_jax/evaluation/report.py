@@ -244,7 +244,7 @@ def evaluate_split(
         frozen=experiment.frozen,
         mesh=experiment.mesh,
     )
-    predict = sliding.make_predict(runner, asked.text, outputs=described.outputs, how=how)
+    predict = sliding.Predict(runner=runner, text=asked.text, outputs=described.outputs, how=how)
 
     scales, flip = options.eval.scales, options.eval.flip
     look = partial(transforms.views, scales=scales, flip=flip, scale=options.eval.scale)

@@ -6,7 +6,7 @@ hold windows of several views and photos → `labelling` → label map i32[H, W]
 batch is filled up, so that one shape compiles. Logits stay on the device; the label map leaves it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby, islice
@@ -30,8 +30,6 @@ from otseg_jax.models import pixels
 from otseg_jax.models.outputs import Outputs, mix
 
 WORDS = 512  # matched at a time
-
-Predict = Callable[[np.ndarray], dict[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -119,21 +117,30 @@ def _match(structure, rows, arrays, embedded, text, mixtures):
     return {name: mix(maps, mixture) for name, mixture in mixtures.items()}
 
 
-def make_predict(
-    runner: Runner, text: Float[Array, "v n c"], *, outputs: Outputs, how: Inference
-) -> Predict:
-    """Bind words to a model: a function of batches of windows of one size.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Predict:
+    """A model bound to words: a function of batches of windows of one size.
 
     It gives f32[b, v, gh, gw] on the patch grid by name of the output, still under way on the
-    device, and is compiled once per
-    model, size and number of words, also over several calls of `make_predict`.
+    device, and is compiled once per model, size and number of words, also over several of these.
     """
 
-    def predict(batch: np.ndarray) -> dict[str, Array]:
-        embedded = runner.embed(batch, how)
-        return runner.match(embedded, text, outputs, height=batch.shape[1], how=how)
+    runner: Runner
+    text: Float[Array, "v n c"]
+    outputs: Outputs
+    how: Inference
 
-    return predict
+    def __call__(self, batch: Shaped[np.ndarray, "b s t c"]) -> dict[str, Array]:
+        """`match` of `embed`."""
+        return self.match(self.embed(batch), height=batch.shape[1])
+
+    def embed(self, batch: Shaped[np.ndarray, "b s t c"]) -> Any:
+        """What the model makes of windows before it sees words."""
+        return self.runner.embed(batch, self.how)
+
+    def match(self, embedded: Any, *, height: int) -> dict[str, Array]:
+        """Logits in windows of this height. On a GPU this call waits until they are embedded."""
+        return self.runner.match(embedded, self.text, self.outputs, height=height, how=self.how)
 
 
 def photo_embedded(

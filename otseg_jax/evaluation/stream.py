@@ -1,7 +1,7 @@
 """A split on its way through: photos are read, cut, predicted, stitched and counted side by side.
 
 Windows of several photos share a batch. While the device works on one, the host's readers read and
-cut what comes next; nothing is waited for until the pixels of a photo are counted.
+cut what comes next, and its photos are counted while the next is under way.
 """
 
 from collections import deque
@@ -124,15 +124,27 @@ def _counted(
 def _predicted(
     predict: Predict, examples: Iterator[Mapping[str, Any]], how: Inference
 ) -> Iterator[_Photo]:
-    """Photos whose windows are all under way, in order; windows of one size share batches."""
+    """Photos whose windows are all under way, in order; windows of one size share batches.
+
+    To match a batch waits on a GPU until it is embedded, as Sinkhorn stops by what it finds there.
+    Then the next is embedded, and while the device does that, the photos of the first are counted.
+    """
     waiting: dict[tuple[int, ...], list[tuple[_Photo, int, np.ndarray]]] = {}
+    embedded: list[tuple[Any, int, list[tuple[_Photo, int]]]] = []  # a batch, or none
     photos: deque[_Photo] = deque()
 
     def flush(shape: tuple[int, ...]) -> None:
         entries = waiting.pop(shape)
-        logits = predict(sliding.filled([image for *_, image in entries], how.batch_size))
-        for row, (photo, place, _) in enumerate(entries):
-            photo.windows[place] = Window(logits, row)
+        batch = sliding.filled([image for *_, image in entries], how.batch_size)
+        match()
+        embedded.append((predict.embed(batch), shape[0], [(photo, i) for photo, i, _ in entries]))
+
+    def match() -> None:
+        while embedded:
+            batch, height, entries = embedded.pop()
+            logits = predict.match(batch, height=height)
+            for row, (photo, place) in enumerate(entries):
+                photo.windows[place] = Window(logits, row)
 
     def whole() -> Iterator[_Photo]:
         while photos and None not in photos[0].windows:
@@ -146,11 +158,12 @@ def _predicted(
             alike.append((photos[-1], place, image))
             if len(alike) == how.batch_size:
                 flush(image.shape)
-        # a rare size does not keep others waiting; as many again may be under way
-        if len(photos) > 2 * how.batch_size:
+        # a rare size does not keep others waiting; as many again are embedded, or may be under way
+        if len(photos) > 3 * how.batch_size:
             for shape in [*waiting]:
                 flush(shape)
         yield from whole()
     for shape in [*waiting]:
         flush(shape)
+    match()
     yield from whole()
