@@ -164,6 +164,17 @@ def test_the_readme_holds_what_an_h200_took():
         f"times in bfloat16, a forward pass of one image {min(alone):.1f} to {max(alone):.1f} "
         f"times, and a photo to its label map {photo[0]:.1f} and {photo[1]:.1f} times"
     ) in readme
+    whole = json.loads((FOLDER / "benchmark_evaluation_nvidia_h200.json").read_text())["rows"]
+    wide, narrow = (
+        {name: f"{found[1]:.0f}" for name, found in row["photos_per_second"].items()}
+        for row in whole
+    )
+    assert (
+        f"An evaluation there goes through {wide['whole']} VOC photos a second in float32 and "
+        f"{narrow['whole']} in bfloat16; the model alone could do {wide['predict']} and "
+        f"{narrow['predict']}, and in bfloat16 the thread that feeds it no more than "
+        f"{narrow['host']} ("
+    ) in readme
     attention = json.loads((FOLDER / "benchmark_attention_nvidia_h200.json").read_text())["rows"]
     took = {(row["sizes"], row["way"]): row["forward_us"] / 1e3 for row in attention}
     assert f"takes {took['vision', 'kernel']:.2f} ms, a sixth of" in readme
