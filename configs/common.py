@@ -109,7 +109,9 @@ def defaults(regime: str, *, steps: int) -> ml_collections.ConfigDict:
                 "mean": IMAGENET[0],  # 0..255
                 "std": IMAGENET[1],  # 0..255
                 "threads": 2,  # readers (any value, same result)
-                "buffer": 4,  # examples read ahead (any value, same result)
+                # batches read ahead in training, photos in an evaluation (there one for each reader
+                # at least); any value, same result
+                "buffer": 4,
             },
             "train": {
                 # optimiser steps; a transductive run goes through the second half of a schedule

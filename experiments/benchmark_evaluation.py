@@ -4,12 +4,13 @@
 
 The full-size model of `benchmark_model`'s VOC, with random weights, in float32 and bfloat16, on
 photos of the validation split, in the batches of `configs/voc12.py`, with as many readers as cores;
-the offset of seen classes is swept, as for a report. On a fast device the photos want `--passes`:
-until the first batch is full it waits. Photos a second, medians with quartiles:
+the offset of seen classes is swept, as for a report. On a fast device give `--passes`, so that the
+time until the first batch is full does not count. Photos a second, medians with quartiles:
 
 - `read`: decoded, resized and cut, while nothing else works;
-- `host`: what the thread that gives the device its work could do alone, by its own CPU seconds;
-- `predict`: batches of windows through the model alone, by the windows that these photos have;
+- `host`: what the thread that gives the device its work could do alone, by its own CPU seconds in
+  an evaluation whose logits are there already;
+- `predict`: a batch of these windows through the model alone, as often as the photos need;
 - `whole`: the evaluation. Where it is near `predict`, the device is the bottleneck.
 
 On a GPU or TPU the file bears its name.
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -105,34 +107,47 @@ def measure(options: Settings, source: Photos, dtype: str, rounds: int) -> dict[
     predict, asked, how = model(options, dtype)
     vocabulary, photos = source.split.vocabulary, len(source)
     labelled = ~np.isin(np.arange(len(vocabulary)), vocabulary.unseen)
-    windows = 0
-    host: list[float] = []
+    shown = islice(
+        (x for e in examples(options, source, how) for x in e["windows"]), how.batch_size
+    )
+    batch = sliding.filled([*shown], how.batch_size)
+    logits = jax.block_until_ready(predict(batch))
+    windows = sum(len(example["windows"]) for example in examples(options, source, how))
+
+    class Ready(Predict):
+        def embed(self, batch: np.ndarray) -> None:
+            """Nothing."""
+
+        def match(self, embedded: None, *, height: int) -> dict[str, jax.Array]:
+            return logits
 
     def read() -> float:
-        nonlocal windows
         began = time.perf_counter()
-        windows = sum(len(x["windows"]) for x in examples(options, source, how))
+        for _ in examples(options, source, how):
+            pass
         return photos / (time.perf_counter() - began)
 
     def alone() -> float:
-        batch = np.zeros((how.batch_size, how.window, how.window, 4), np.uint8)
         began = time.perf_counter()
         for _ in range(count := -(-windows // how.batch_size)):
             found = predict(batch)
         jax.block_until_ready(found)
         return photos * count * how.batch_size / windows / (time.perf_counter() - began)
 
-    def whole() -> float:
+    def evaluated(predict: Predict, clock: Callable[[], float]) -> float:
         tally = Tally(vocabulary, [*how.method.outputs().mixtures], labelled=labelled)
-        began, own = time.perf_counter(), time.thread_time()
-        given = examples(options, source, how)
+        began, given = clock(), examples(options, source, how)
         stream.evaluate(predict, given, asked, how, tally, total=photos)
-        host.append(photos / (time.thread_time() - own))
-        return photos / (time.perf_counter() - began)
+        return photos / (clock() - began)
 
-    found = {name: quartiles(work, rounds) for name, work in (("read", read), ("predict", alone))}
-    found["whole"] = quartiles(whole, rounds)
-    found["host"] = [round(float(q), 2) for q in np.quantile(host[1:], [0.25, 0.5, 0.75])]
+    ready = Ready(**vars(predict))
+    works = {
+        "read": read,
+        "predict": alone,
+        "whole": partial(evaluated, predict, time.perf_counter),
+        "host": partial(evaluated, ready, time.thread_time),
+    }
+    found = {name: quartiles(work, rounds) for name, work in works.items()}
     return {"dtype": dtype, "windows": windows, "photos_per_second": found}
 
 

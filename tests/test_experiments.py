@@ -170,10 +170,9 @@ def test_the_readme_holds_what_an_h200_took():
         for row in whole
     )
     assert (
-        f"An evaluation there goes through {wide['whole']} VOC photos a second in float32 and "
-        f"{narrow['whole']} in bfloat16; the model alone could do {wide['predict']} and "
-        f"{narrow['predict']}, and in bfloat16 the thread that feeds it no more than "
-        f"{narrow['host']} ("
+        f"An evaluation there went through {wide['whole']} VOC photos a second in float32 and "
+        f"{narrow['whole']} in bfloat16, where the model alone could do {wide['predict']} and "
+        f"{narrow['predict']} ("
     ) in readme
     attention = json.loads((FOLDER / "benchmark_attention_nvidia_h200.json").read_text())["rows"]
     took = {(row["sizes"], row["way"]): row["forward_us"] / 1e3 for row in attention}

@@ -15,6 +15,7 @@ from otseg_jax.data.classes import Vocabulary
 from otseg_jax.data.transforms import View
 from otseg_jax.evaluation import labelling, metrics, sliding, stitching, stream, windows
 from otseg_jax.evaluation.inference import Inference
+from otseg_jax.evaluation.placed import placed
 from otseg_jax.evaluation.tally import Tally
 from otseg_jax.evaluation.words import Words
 from otseg_jax.models.otseg import TRAINABLE, OTSegConfig
@@ -35,7 +36,7 @@ HOW = Inference(
 )
 
 
-def make_predict(kind=sliding.Predict, **options):
+def predictor(kind=sliding.Predict, **options):
     graphdef, trainable, frozen = nnx.split(tiny.otseg(**options), TRAINABLE, ...)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     runner = sliding.Runner(graphdef=graphdef, trainable=trainable, frozen=frozen, mesh=mesh)
@@ -48,7 +49,7 @@ def asked():
 
 
 def test_a_model_is_hashed_once_and_one_alike_compiles_nothing(monkeypatch, caplog):
-    predict, other, image = make_predict(), make_predict(), np.asarray(tiny.image())
+    predict, other, image = predictor(), predictor(), np.asarray(tiny.image())
     predict(image)
     with jax.log_compiles(), caplog.at_level("WARNING"):
         other(image)
@@ -61,7 +62,7 @@ def test_a_model_is_hashed_once_and_one_alike_compiles_nothing(monkeypatch, capl
     ("regime", "offset"), [("inductive", OFFSET), ("transductive", 0 * OFFSET)]
 )
 def test_scores_equal_the_authors(regime, offset):
-    predict = make_predict(transport=reference_sinkhorn)
+    predict = predictor(transport=reference_sinkhorn)
     logits = predict(np.asarray(tiny.image()))["otseg_plus"]
     ours = jax.nn.sigmoid(upsample(jnp.asarray(logits), (32, 32))) - offset[None, :, None, None]
     assert relative_error(ours, numbers("otseg_tiny_io")[f"scores_{regime}"]) < 1e-5
@@ -77,7 +78,7 @@ def slide(predict, image, size):
 
 def test_sliding_windows_equal_the_authors():
     expected = numbers("otseg_tiny_io")
-    predict = make_predict(transport=reference_sinkhorn)
+    predict = predictor(transport=reference_sinkhorn)
     image = np.asarray(tiny.image("image_slide")[0])
     native = slide(predict, image, (48, 72))
     assert relative_error(native, expected["scores_slide"][0]) < 1e-5
@@ -95,7 +96,7 @@ def examples(sizes):
 
 def test_photos_of_any_size_share_batches():
     sizes = [(48, 72), (32, 32), (20, 90), (70, 33), (10, 10)]
-    predict, found, batches = make_predict(), {}, []
+    predict, found, batches = predictor(), {}, []
 
     class Counted(sliding.Predict):
         def embed(self, batch):
@@ -104,7 +105,7 @@ def test_photos_of_any_size_share_batches():
 
     tally = Tally(VOCABULARY, ["otseg", "otseg_plus"])
     stream.evaluate(
-        make_predict(Counted),
+        predictor(Counted),
         examples(sizes),
         asked(),
         HOW,
@@ -131,7 +132,7 @@ def test_photos_of_any_size_share_batches():
 
 def test_a_swept_evaluation_finds_the_same_labels():
     """As one without, and at another offset what the curve says of it."""
-    predict, sizes = make_predict(), [(48, 72), (20, 40)]
+    predict, sizes = predictor(), [(48, 72), (20, 40)]
     labelled, methods = OFFSET > 0, ["otseg", "otseg_plus"]
 
     def evaluated(asked, **options):
@@ -173,7 +174,7 @@ def test_all_words_at_once_find_the_same_labels(groups):
         np.testing.assert_allclose(x[inside], y[inside], rtol=1e-5)
 
 
-def test_batches_are_full_where_every_photo_is_one_window():
+def test_batches_are_full_where_every_photo_is_one_window(monkeypatch):
     batches = []
 
     class Counted(sliding.Predict):
@@ -184,9 +185,51 @@ def test_batches_are_full_where_every_photo_is_one_window():
         def match(self, batch, *, height):
             return {"otseg": jnp.zeros((len(batch), 7, height // 8, 4))}
 
-    predict, tally = make_predict(Counted), Tally(VOCABULARY, ["otseg"])
-    stream.evaluate(predict, examples([(32, 32)] * 20), asked(), HOW, tally, total=20)
-    assert batches == [4] * 5
+    def photos(sizes):
+        batches.clear()
+        predict, tally = predictor(Counted), Tally(VOCABULARY, ["otseg"])
+        stream.evaluate(predict, examples(sizes), asked(), HOW, tally, total=len(sizes))
+        return batches
+
+    assert photos([(32, 32)] * 20) == [4] * 5
+    # one of another size waits for others like it, and then goes alone
+    monkeypatch.setattr(Inference, "window_size", lambda how, size: (size[0], 32))
+    assert sorted(photos([(24, 32)] + [(32, 32)] * 20)) == [1] + [4] * 5
+
+
+def test_a_batch_is_embedded_before_the_photos_of_the_one_before_are_counted():
+    done = []
+
+    class Told(sliding.Predict):
+        def embed(self, batch):
+            done.append("embed")
+            return super().embed(batch)
+
+        def match(self, embedded, *, height):
+            done.append("match")
+            return super().match(embedded, height=height)
+
+    class Counting(Tally):
+        def count(self, canvas, best):
+            done.append("count")
+            return super().count(canvas, best)
+
+    tally = Counting(VOCABULARY, ["otseg", "otseg_plus"])
+    stream.evaluate(predictor(Told), examples([(32, 32)] * 12), asked(), HOW, tally, total=12)
+    one, counted = ["match", "embed"], ["count"] * 4
+    assert done == ["embed", *one, *counted, *one, *counted, "match", *counted]
+
+
+def test_equal_arrays_are_one_on_the_device():
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    given = placed({"one": array, "other": array.copy(), "none": None})
+    assert given["one"] is given["other"]
+    assert given["none"] is None
+    others = array.view(np.float32), array.reshape(3, 2), array.T
+    for other in (array, *others, np.float32(0.5)):
+        found = placed(other)
+        assert (found.dtype, found.shape) == (other.dtype, np.shape(other))
+        np.testing.assert_array_equal(found, other)
 
 
 def slide_plain(predict, image, size, output):

@@ -6,8 +6,9 @@ to save, and may go on with another number of processes.
 
 Batches hold image u8[b, h, w, 4], as of `transforms`, and label i16[b, h, w]; b is one process's
 share of the global batch. Evaluation examples keep their own sizes and are not batched. Sources are
-read and transformed by `threads` threads (0: the caller's), `buffer` results ahead, or as many as
-there are threads; an error there is raised by `next` with its own type and message.
+read and transformed by `threads` threads (0: the caller's), `buffer` results ahead: batches in
+training; photos in an evaluation, where each thread reads one at least. An error there is raised by
+`next` with its own type and message.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +84,7 @@ def eval_examples(
     """
     _check(source, process_index, process_count)
     dataset = grain.MapDataset.source(source).map(transform)[process_index::process_count]
-    return _iterate(dataset, threads, buffer)
+    return _iterate(dataset, threads, max(threads, buffer))
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
@@ -115,6 +116,5 @@ def _check(
 def _iterate(dataset: grain.MapDataset, threads: int, buffer: int) -> Iterator[dict[str, Any]]:
     # OpenCV would start threads of its own in each of ours.
     cv2.setNumThreads(0)
-    # with fewer results ahead than threads some of these would have nothing to do
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, buffer))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     return iter(dataset.to_iter_dataset(options))

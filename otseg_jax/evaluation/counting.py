@@ -62,7 +62,7 @@ def canvas(truth: Integer[np.ndarray, "H W"], *, classes: int) -> Integer[np.nda
         ValueError: an id that is no class and not `IGNORE`.
     """
     metrics.check_ids(truth, classes)
-    found = np.full([windows.bucket(side) for side in truth.shape], IGNORE, truth.dtype)
+    found = np.full(windows.canvas(truth.shape), IGNORE, truth.dtype)
     found[: truth.shape[0], : truth.shape[1]] = truth
     return found
 
@@ -125,9 +125,9 @@ def _swept(
 
 
 def _histogram(values: Int32[Array, "*g h w"], shape: tuple[int, int]) -> Int32[Array, "k n"]:
-    """How often each place of an array of this shape occurs; what is behind it is not counted."""
+    """How often each flat index into this shape occurs; larger values are not counted."""
     size = shape[0] * shape[1]
     lane = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1) % LANES
     places = jnp.where(values < size, lane * size + values, LANES * size)
     counts = jnp.zeros(LANES * size, jnp.int32).at[places].add(1, mode="drop")
-    return counts.reshape(LANES, *shape).sum(axis=0)
+    return counts.reshape(LANES, *shape).sum(axis=0, dtype=jnp.int32)

@@ -131,7 +131,7 @@ def stretched(cells: tuple[int, ...], size: tuple[int, int], output: tuple[int, 
         fill(separable.matrix([0], cells=n, window=n, size=n, output=length), rows)
         for n, length, rows in zip(cells, size, output, strict=True)
     )
-    return Axes(*axes)
+    return jax.device_put(Axes(*axes))
 
 
 def fill(array: np.ndarray, rows: int | None = None) -> np.ndarray:
@@ -150,7 +150,7 @@ def count(view: View, how: Inference) -> int:
 
 def _canvas(view: View, how: Inference) -> tuple[int, int]:
     height, width = map(max, zip(view.size, how.window_size(view.size), strict=True))
-    return windows.bucket(height), windows.bucket(width)
+    return windows.canvas((height, width))
 
 
 def _grid(count: int, view: View, how: Inference) -> Grid:
@@ -183,7 +183,8 @@ def _axes(
         for axis in (0, 1)
     )
     across = across[::-1] if view.mirrored else across
-    return Axes(fill(down, output[0]), fill(across, output[1])), _patches(logits, len(starts[0]))
+    axes = jax.device_put(Axes(fill(down, output[0]), fill(across, output[1])))
+    return axes, _patches(logits, len(starts[0]))
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,7 +1,7 @@
-"""Small arrays that are the same for many photos: they go to the device once, not with each call.
+"""Small arrays that are the same for many photos: they go to one device once, not with each call.
 
 Every array of numpy that a compiled function is called with is a transfer of its own, which on a
-GPU takes Python longer than the call.
+GPU takes Python longer than the call. Not for what several devices share.
 """
 
 from functools import lru_cache
@@ -21,6 +21,6 @@ def _placed(array: Any) -> jax.Array:
     return _of_bytes(array.tobytes(), array.dtype, array.shape)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 14)  # a photo and 10,000 words: hundreds for each size of a photo
 def _of_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> jax.Array:
     return jax.device_put(np.frombuffer(data, dtype).reshape(shape))

@@ -34,7 +34,7 @@ WORDS = 512  # matched at a time
 
 @dataclass(frozen=True)
 class _Structure:
-    """A model without its arrays. jit asks for its hash at each call, which takes flax long."""
+    """A model without its arrays, whose hash is kept: jit asks for it at each call."""
 
     graphdef: Any
     tree: Any  # of the arrays, trainable and frozen
@@ -70,7 +70,7 @@ class Runner:
         # every process holds the whole batch and gives its devices what is theirs
         whose = sharding.by_image(self.mesh)
         images = jax.make_array_from_callback(batch.shape, whose, lambda index: batch[index])
-        scale = placed((np.array(how.mean, np.float32), np.array(how.std, np.float32)))
+        scale = np.array(how.mean, np.float32), np.array(how.std, np.float32)
         with jax.set_mesh(self.mesh):
             return _embed(*self._parts, images, *scale)
 
@@ -88,12 +88,11 @@ class Runner:
         All of them are on the first device of each process, which stitches its own photos.
         """
         structure, arrays = self._parts
-        weights = placed(jax.tree.map(np.float32, outputs.mixtures))
         several = len(text) > WORDS and not how.method.joint
         words = [text[i : i + WORDS] for i in range(0, len(text), WORDS)] if several else [text]
         with jax.set_mesh(self.mesh):
             found = [
-                _match(structure, how.rows(height), arrays, embedded, some, weights)
+                _match(structure, how.rows(height), arrays, embedded, some, outputs.mixtures)
                 for some in words
             ]
         first, *others = jax.tree.map(lambda z: z.addressable_data(0), found)
@@ -139,7 +138,11 @@ class Predict:
         return self.runner.embed(batch, self.how)
 
     def match(self, embedded: Any, *, height: int) -> dict[str, Array]:
-        """Logits in windows of this height. On a GPU this call waits until they are embedded."""
+        """Logits in windows of this height.
+
+        On a GPU this call waits until they are embedded where Sinkhorn matches them: its loop asks
+        the device whether to go on.
+        """
         return self.runner.match(embedded, self.text, self.outputs, height=height, how=self.how)
 
 

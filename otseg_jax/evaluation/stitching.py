@@ -76,8 +76,8 @@ class Stitched:
 
     def scores(self, part: Part) -> Float[Array, "c H W"]:
         """Scores of some words, not scaled; what lies past the true size means nothing."""
-        end = np.array(self.size, np.int32)
-        return _scores(self.logits, part, self.layouts, end, self.guide, self.output)
+        given = placed(part), self.layouts, placed(np.array(self.size, np.int32))
+        return _scores(self.logits, *given, self.guide, self.output)
 
     def best(self, kept: Bool[np.ndarray, "*g k"], *, sums: bool) -> Best:
         """The best word of every pixel, of a class that is kept.
@@ -127,14 +127,14 @@ def of(
         logits: of the windows of each view.
     """
     method = how.method
-    output = windows.bucket(size[0]), windows.bucket(size[1])
-    placed = [
+    output = windows.canvas(size)
+    laid = [
         layout.place(z, view, how, size=size, output=output)
         for z, view in zip(logits, views, strict=True)
     ]
     whole = Stitched(
-        logits=tuple(z for _, z in placed),
-        layouts=tuple(where for where, _ in placed),
+        logits=tuple(z for _, z in laid),
+        layouts=tuple(where for where, _ in laid),
         asked=asked,
         scale=method.scale,
         size=size,
@@ -216,7 +216,7 @@ def _compare(
     logits: tuple[ByWord, ...],
     part: Part,
     wins: Bool[Array, "c *g"],
-    scale: float | Float[Array, ""],
+    scale: Float[Array, ""],
     layouts: tuple[Layout, ...],
     end: Array,
     guide: Array | None,

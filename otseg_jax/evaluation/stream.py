@@ -1,7 +1,7 @@
 """A split on its way through: photos are read, cut, predicted, stitched and counted side by side.
 
 Windows of several photos share a batch. While the device works on one, the host's readers read and
-cut what comes next, and its photos are counted while the next is under way.
+cut what comes next; the photos of a batch are counted while the next batch is under way.
 """
 
 from collections import deque
@@ -126,8 +126,8 @@ def _predicted(
 ) -> Iterator[_Photo]:
     """Photos whose windows are all under way, in order; windows of one size share batches.
 
-    To match a batch waits on a GPU until it is embedded, as Sinkhorn stops by what it finds there.
-    Then the next is embedded, and while the device does that, the photos of the first are counted.
+    To match windows may wait until they are embedded (`sliding.Predict`). So the next batch is
+    embedded right after that, and gives the device work while the photos of this one are counted.
     """
     waiting: dict[tuple[int, ...], list[tuple[_Photo, int, np.ndarray]]] = {}
     embedded: list[tuple[Any, int, list[tuple[_Photo, int]]]] = []  # a batch, or none
@@ -158,10 +158,12 @@ def _predicted(
             alike.append((photos[-1], place, image))
             if len(alike) == how.batch_size:
                 flush(image.shape)
-        # a rare size does not keep others waiting; as many again are embedded, or may be under way
+        # a rare size keeps others waiting for no longer than a batch that is embedded, one that is
+        # filled up, and as many photos again
         if len(photos) > 3 * how.batch_size:
             for shape in [*waiting]:
                 flush(shape)
+            match()
         yield from whole()
     for shape in [*waiting]:
         flush(shape)

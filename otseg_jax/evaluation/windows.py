@@ -150,6 +150,11 @@ def resize(
     return take(rows, left, axis=2) * (1.0 - across) + take(rows, right, axis=2) * across
 
 
+def canvas(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the canvas that an image of this size lies on."""
+    return bucket(size[0]), bucket(size[1])
+
+
 def bucket(size: int, multiple: int = BUCKET) -> int:
     """Round a side up to a multiple, so that images of many sizes share few compiled shapes.
 
