@@ -22,7 +22,6 @@ from otseg_jax.evaluation import separable, windows
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.placed import placed
 from otseg_jax.models.last_block import einsum
-from otseg_jax.models.outputs import upsample
 from otseg_jax.models.training_free import TrainingFreeConfig
 
 PATCHES = 16  # what the sizes of matrices are rounded up to
@@ -56,10 +55,23 @@ class Grid:
         self, logits: Float[Array, "n c gh gw"], offset: Float[Array, " c"]
     ) -> Float[Array, "c h w"]:
         """Scores half-way: of all windows on a canvas."""
-        fine = upsample(logits, self.window)
-        found = jax.nn.sigmoid(fine) - offset[:, None, None][None]
         height, width = self.canvas
-        return windows.stitch(found, self.origins, self.weights, height=height, width=width)
+        down, across = (
+            separable.bilinear(cells, side).astype(np.float32)
+            for cells, side in zip(logits.shape[2:], self.window, strict=True)
+        )
+
+        def at_once(logits, offset):
+            fine = einsum("nchq, wq -> nchw", einsum("hp, ncpq -> nchq", down, logits), across)
+            found = jax.nn.sigmoid(fine) - offset[:, None, None][None]
+            return windows.stitch(found, self.origins, self.weights, height=height, width=width)
+
+        def in_turn(logits, offset):
+            words = jnp.moveaxis(logits, 1, 0)[:, :, None], offset[:, None]
+            return jax.lax.map(lambda word: at_once(*word)[0], words)
+
+        # what is made of one word stays in a CPU's cache
+        return jax.lax.platform_dependent(logits, offset, cpu=in_turn, default=at_once)
 
     def rows(
         self, half: Float[Array, "h w"], *, end: Array, top: int | Array, shape: tuple[int, int]

@@ -31,16 +31,16 @@ def matrix(
         output: of the result, pixels.
     """
     side = sum(margin, window)
-    fine = _bilinear(cells, side)[margin[0] : margin[0] + window]
+    fine = bilinear(cells, side)[margin[0] : margin[0] + window]
     whole, count = np.zeros((size, len(starts) * cells)), np.zeros((size, 1))
     for i, start in enumerate(starts):
         inside = min(window, size - start)
         whole[start : start + inside, i * cells : (i + 1) * cells] += fine[:inside]
         count[start : start + inside] += 1
-    return (_bilinear(size, output) @ (whole / count)).astype(np.float32)
+    return (bilinear(size, output) @ (whole / count)).astype(np.float32)
 
 
-def _bilinear(size: int, output: int) -> Float[np.ndarray, "{output} {size}"]:
+def bilinear(size: int, output: int) -> Float[np.ndarray, "{output} {size}"]:
     """Half-pixel centres, no antialias, as `windows.resize`."""
     # twice the numerator of (i + ½)·size/output − ½, exact
     numerator = (2 * np.arange(output) + 1) * size - output

@@ -31,7 +31,8 @@ from otseg_jax.models.training_free import TrainingFreeConfig, average
 CELLS = 1 << 24  # scores at the size of the photo at a time, unless one word has more
 MOST = 64  # words at a time, over all views
 HALVES = 1 << 27  # scores half-way at a time, over all views
-BAND = windows.BUCKET  # rows that words are compared on, one after the other, in the cache
+BAND = windows.BUCKET  # rows that words are compared on, on a CPU, in its cache
+BANDED = 32  # words at a time there
 
 
 class Part(NamedTuple):
@@ -56,14 +57,15 @@ class Stitched:
     banded: bool  # words are compared on some rows at a time: on a CPU, whose cache they fit
     guide: Float[Array, "m H W"] | None = None  # weights of neighbours, where PAMR refines
 
-    def parts(self, *, rows: int | None = None) -> Iterator[Part]:
+    def parts(self, *, rows: int | None = None, most: int = MOST) -> Iterator[Part]:
         """The words in parts of one size; the last begins with some of the part before.
 
         Args:
             rows: for which their scores are there together; None: all.
+            most: words of a part, over all views.
         """
         count = len(self.asked.class_of)
-        most = min(CELLS // ((rows or self.output[0]) * self.output[1]), MOST)
+        most = min(CELLS // ((rows or self.output[0]) * self.output[1]), most)
         most = min(most // len(self.layouts), HALVES // sum(where.cells for where in self.layouts))
         most = max(most, 1)
         step = -(-count // -(-count // most))
@@ -89,7 +91,7 @@ class Stitched:
         best, banded = None, self.banded and self.guide is None
         scale, end = placed((np.float32(self.scale or 1.0), np.array(self.size, np.int32)))
         how = {"sums": sums, "output": self.output, "banded": banded}
-        for part in self.parts(rows=BAND if banded else None):
+        for part in self.parts(rows=BAND, most=BANDED) if banded else self.parts():
             if (part.class_of >= 0).any():
                 wins = np.moveaxis(kept[..., part.class_of] & (part.class_of >= 0), -1, 0)
                 words_of = placed((part, wins))
@@ -234,12 +236,12 @@ def _compare(
     found, shape = _halves(logits, part, layouts), (BAND, width)
 
     def band(entry: tuple[Array, Best]) -> Best:
-        def word(best: Best, item: tuple[Any, Array, Array]) -> tuple[Best, None]:
-            halves, label, may_win = item
-            scores = _rows(halves, layouts=layouts, end=end, top=entry[0], shape=shape)
-            return words.compare(best, scale * scores, label, may_win, sums=sums), None
+        def word(best: Best, item: tuple[Array, Array, Array]) -> tuple[Best, None]:
+            return words.compare(best, *item, sums=sums), None
 
-        return jax.lax.scan(word, entry[1], (found, part.class_of, wins))[0]
+        rows = partial(_rows, layouts=layouts, end=end, top=entry[0], shape=shape)
+        scores = scale * jax.vmap(rows)(found)
+        return jax.lax.scan(word, entry[1], (scores, part.class_of, wins))[0]
 
     def bands(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, *shape), -3, 0)
