@@ -1,6 +1,6 @@
 """What bounds an evaluation: reading, the host's Python, or the device; benchmark_evaluation.json.
 
-    python -m experiments.benchmark_evaluation --root=VOC2012        # 5 minutes, two CPU cores
+    python -m experiments.benchmark_evaluation --root=VOC2012        # 3 minutes, two CPU cores
 
 The full-size model of `benchmark_model`'s VOC, with random weights, in float32 and bfloat16, on
 photos of the validation split, in the batches of `configs/voc12.py`, with as many readers as cores;
