@@ -114,6 +114,13 @@ def test_evaluation_covers_each_example_once_in_order(count):
     assert shares == [list(range(p, 11, count)) for p in range(count)]
 
 
+def test_every_reader_of_an_evaluation_has_a_photo_to_read(caplog):
+    """Grain warns where there are fewer places than threads."""
+    examples = pipeline.eval_examples(Numbers(5), lambda e: e, threads=3, buffer=1)
+    assert len(list(examples)) == 5
+    assert "prefetch_buffer_size" not in caplog.text
+
+
 def _broken_folder(root):
     (root / "classes.csv").write_text("name,split\ncat,seen\n")
     for split, part in itertools.product(("train", "val"), ("images", "labels")):

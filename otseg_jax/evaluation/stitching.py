@@ -31,7 +31,7 @@ from otseg_jax.models.training_free import TrainingFreeConfig, average
 CELLS = 1 << 24  # scores at the size of the photo at a time, unless one word has more
 MOST = 64  # words at a time, over all views
 HALVES = 1 << 27  # scores half-way at a time, over all views
-BAND = windows.BUCKET  # rows that words are compared on, on a CPU, in its cache
+BAND = windows.BUCKET  # rows at a time on a CPU, whose cache they fit
 BANDED = 32  # words at a time there
 
 
