@@ -268,6 +268,15 @@ def test_bad_choices_name_the_field():
         tiny.otseg(decoder="cross_attention")(tiny.image(), tiny.text("inductive"))
 
 
+@pytest.mark.parametrize(
+    ("cells", "size"), [((32, 32), (512, 512)), ((3, 5), (24, 40)), ((14, 14), (7, 9))]
+)
+def test_upsampling_equals_jax(cells, size):
+    logits = np.random.default_rng(0).standard_normal((2, 3, *cells)).astype(np.float32)
+    expected = jax.image.resize(logits, (2, 3, *size), "bilinear", antialias=False)
+    np.testing.assert_allclose(upsample(jnp.asarray(logits), size), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("classes", "size"), [(1, (7, 5)), (20, (40, 33)), (300, (8, 8))])
 def test_upsampled_argmax_is_that_of_all_classes_at_once(classes, size):
     logits = np.random.default_rng(0).standard_normal((2, classes, 8, 6)).astype(np.float32)

@@ -174,6 +174,17 @@ def test_all_words_at_once_find_the_same_labels(groups):
         np.testing.assert_allclose(x[inside], y[inside], rtol=1e-5)
 
 
+def test_words_one_after_the_other_have_the_scores_of_all_at_once(monkeypatch):
+    """As on a CPU; a GPU takes all of them."""
+    view, rng = View(np.zeros((70, 50, 3), np.float32)), np.random.default_rng(0)
+    logits = rng.normal(size=(len(HOW.origins(view.size)), 7, 4, 4)).astype(np.float32)
+    (grid,) = stitching.of([logits], [view], asked(), HOW, size=(140, 100)).layouts
+    given = jnp.asarray(logits), jnp.asarray(OFFSET)
+    one = grid.half(*given)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    np.testing.assert_allclose(one, grid.half(*given), rtol=0, atol=1e-6)
+
+
 def test_batches_are_full_where_every_photo_is_one_window(monkeypatch):
     batches = []
 

@@ -22,6 +22,7 @@ from otseg_jax.evaluation import separable, windows
 from otseg_jax.evaluation.inference import Inference
 from otseg_jax.evaluation.placed import placed
 from otseg_jax.models.last_block import einsum
+from otseg_jax.models.outputs import upsample
 from otseg_jax.models.training_free import TrainingFreeConfig
 
 PATCHES = 16  # what the sizes of matrices are rounded up to
@@ -56,13 +57,9 @@ class Grid:
     ) -> Float[Array, "c h w"]:
         """Scores half-way: of all windows on a canvas."""
         height, width = self.canvas
-        down, across = (
-            separable.bilinear(cells, side).astype(np.float32)
-            for cells, side in zip(logits.shape[2:], self.window, strict=True)
-        )
 
         def at_once(logits, offset):
-            fine = einsum("nchq, wq -> nchw", einsum("hp, ncpq -> nchq", down, logits), across)
+            fine = upsample(logits, self.window)
             found = jax.nn.sigmoid(fine) - offset[:, None, None][None]
             return windows.stitch(found, self.origins, self.weights, height=height, width=width)
 

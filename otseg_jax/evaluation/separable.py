@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from otseg_jax.models.outputs import bilinear
+
 
 def matrix(
     starts: Sequence[int],
@@ -38,15 +40,3 @@ def matrix(
         whole[start : start + inside, i * cells : (i + 1) * cells] += fine[:inside]
         count[start : start + inside] += 1
     return (bilinear(size, output) @ (whole / count)).astype(np.float32)
-
-
-def bilinear(size: int, output: int) -> Float[np.ndarray, "{output} {size}"]:
-    """Half-pixel centres, no antialias, as `windows.resize`."""
-    # twice the numerator of (i + ½)·size/output − ½, exact
-    numerator = (2 * np.arange(output) + 1) * size - output
-    lower = numerator // (2 * output)
-    share = (numerator - lower * 2 * output) / (2 * output)
-    rows, found = np.arange(output), np.zeros((output, size))
-    np.add.at(found, (rows, np.clip(lower, 0, size - 1)), 1 - share)
-    np.add.at(found, (rows, np.clip(lower + 1, 0, size - 1)), share)
-    return found
